@@ -1,0 +1,9 @@
+//! The host side of firn: everything behind the `firn` binary.
+
+pub mod cli;
+mod config;
+mod guest;
+mod sandbox;
+mod sys;
+mod view;
+mod vm;

@@ -1,0 +1,5 @@
+//! The `firn` binary.
+
+fn main() -> std::process::ExitCode {
+    firn::cli::main()
+}

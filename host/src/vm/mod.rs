@@ -1,0 +1,4 @@
+//! MicroVMs.
+
+mod image;
+mod vmm;

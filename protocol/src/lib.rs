@@ -1,0 +1,45 @@
+//! The contract between firn on the host and `firn-agent` in a sandbox.
+//!
+//! This crate owns the messages and their framing and nothing else: no I/O, no timeouts, no
+//! policy. Both ends depend on it; it depends on neither. How it may change is written in
+//! `VERSIONING.md` beside this crate.
+//!
+//! A connection is any ordered byte stream: vsock to a guest, a Unix socket to a jail. It carries
+//! one operation at a time, like HTTP/1.1 with keep-alive:
+//!
+//! ```text
+//!   agent                                  host
+//!     │ ── Hello ─────────────────────────▶ │   the agent always speaks first, whoever dialled
+//!     │ ◀───────────────────────── Hello ── │
+//!     │ ◀───────────────── Request (id 1) ── │
+//!     │ ◀── Stdin, StdinEnd, Input (id 1) ── │   only while an exec runs
+//!     │ ── Event, Stdout, Stderr (id 1) ──▶ │   any number
+//!     │ ── Reply (id 1) ──────────────────▶ │   exactly one, the last frame of this id
+//!     │ ◀───────────────── Request (id 2) ── │
+//! ```
+//!
+//! Parallel work opens more connections. The transport's flow control is the back-pressure for
+//! output. Input needs one thing more, because a cancel must be able to overtake stdin that nobody
+//! reads: the host sends stdin only against credit the agent has granted ([`Event::StdinCredit`]).
+
+mod frame;
+mod message;
+#[cfg(feature = "schema")]
+pub mod schema;
+mod text;
+
+pub use frame::{Codec, Frame, FrameError, Kind, MAX_BODY, MAX_CHUNK, RequestId};
+pub use message::*;
+pub use text::Text;
+
+/// The version of the messages and the framing. Both ends refuse any other: see `VERSIONING.md`.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The vsock port the agent listens on in a guest. A Unix socket takes its place in a jail.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port the agent dials on the host (CID 2) once it can take requests.
+pub const READY_PORT: u32 = 1025;
+
+/// How many bytes of stdin the host may send before the agent has granted more.
+pub const STDIN_WINDOW: u32 = 256 * 1024;

@@ -1,0 +1,348 @@
+//! The messages. Every field is documented where it stands; units are in the names.
+
+use crate::Text;
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "schema")]
+use schemars::JsonSchema;
+
+/// The first frame in each direction. The agent sends it unasked; the host answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the sender.
+    pub protocol: u32,
+    /// Name and version of the sender, for people: `firn-agent 0.1.0`.
+    pub software: String,
+    /// What the sender can do beyond the version's minimum. Unknown ones are ignored.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// What the host asks for. One at a time on a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Answered by [`Reply::Pong`]. Shows that the agent lives.
+    Ping,
+    /// Makes a booted guest this sandbox. Answered by [`Reply::Configured`], once per guest.
+    Configure(Box<Configure>),
+    /// Runs a command. Answered by [`Reply::Exited`] or [`Reply::NotStarted`].
+    Exec(Box<Exec>),
+    /// Answered by [`Reply::Stats`].
+    Stats,
+    /// Ends all commands, writes back all shares, and powers the guest off after
+    /// [`Reply::ShuttingDown`]. A plain process exits instead.
+    Shutdown,
+}
+
+/// Everything that makes one guest differ from another. Nothing of it is known at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Configure {
+    /// The guest's host name, at most 64 bytes (`sethostname(2)`).
+    pub hostname: String,
+    /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub unix_time_ns: u64,
+    /// Fresh random bytes from the host for the kernel's pool. At least 32.
+    pub entropy: Text,
+    /// The new root. Absent: the root stays what it is (a jail, a NixOS guest).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// Mounts over that root, in order.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+}
+
+/// A root that can be written to and forgets: an overlay of a read-only share and a tmpfs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Root {
+    /// The virtiofs tag of the read-only tree below.
+    pub tag: String,
+    /// The size limit of the tmpfs above, in bytes.
+    pub writable_bytes: u64,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Mount {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Where: an absolute path without `..`. Made when it is not there.
+    pub target: Text,
+    /// Whether the guest may write. The host enforces it for shares; this makes the guest's own
+    /// errors say so.
+    pub access: Access,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum MountSource {
+    /// A folder or a file of a virtiofs export.
+    Virtiofs {
+        /// The tag of the export.
+        tag: String,
+        /// The path inside the export, relative, without `..`.
+        path: Text,
+    },
+    /// An empty folder in memory.
+    Tmpfs {
+        /// Its size limit, in bytes.
+        size_bytes: u64,
+        /// The permission bits of the folder.
+        mode: u32,
+    },
+}
+
+/// Whether a mount may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Reading only.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// A command to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Exec {
+    /// The program and its arguments. A program without a slash is looked up in the `PATH` of
+    /// the command's environment.
+    pub argv: Vec<Text>,
+    /// The working directory. Absent: `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<Text>,
+    /// Variables on top of the agent's defaults (`PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`,
+    /// `LANG`), later ones winning. Nothing of the agent's own environment is passed on.
+    #[serde(default)]
+    pub env: Vec<Variable>,
+    /// `NAME`, `UID`, `NAME:GROUP` or `UID:GID` as the sandbox's own passwd and group name them.
+    /// Absent: the agent's own user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Run on a pseudo-terminal of this size. All output is then [`crate::Kind::Stdout`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+    /// Whether stdin frames will follow.
+    pub stdin: Stdin,
+    /// Kill the command and all it started after this time, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Pass on at most this many bytes of stdout and stderr together; drop the rest and say so in
+    /// [`Exited::truncated`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output_bytes: Option<u64>,
+}
+
+/// One environment variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Variable {
+    /// Its name: not empty, without `=` and NUL.
+    pub name: Text,
+    /// Its value: without NUL.
+    pub value: Text,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// What a command's stdin is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Stdin {
+    /// `/dev/null`.
+    Null,
+    /// Frames of kind [`crate::Kind::Stdin`] until [`crate::Kind::StdinEnd`].
+    Stream,
+}
+
+/// What the host may send while an exec runs, besides stdin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Input {
+    /// The terminal has a new size. Ignored without one.
+    Resize(TerminalSize),
+    /// Send this signal (its Linux number) to the command's process group.
+    Signal {
+        /// 1 to 64.
+        signal: i32,
+    },
+    /// Kill the command and all it started.
+    Cancel,
+}
+
+/// What the agent tells while an operation runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// The program runs: `execve` has succeeded.
+    Started {
+        /// Its process id in the sandbox.
+        pid: u32,
+    },
+    /// The host may send this many more bytes of stdin.
+    StdinCredit {
+        /// To be added to what was granted before.
+        bytes: u32,
+    },
+    /// Nothing reads stdin any more: what is still sent is dropped.
+    StdinClosed,
+}
+
+/// The last frame of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Ping`].
+    Pong,
+    /// To [`Request::Configure`].
+    Configured,
+    /// The command ran and is over, with everything it started.
+    Exited(Box<Exited>),
+    /// The command never ran. Different from a command that ran and exited with 126 or 127.
+    NotStarted(NotStarted),
+    /// To [`Request::Stats`].
+    Stats(Stats),
+    /// To [`Request::Shutdown`]: all shares are written back.
+    ShuttingDown,
+    /// The request could not be served. The connection stays usable.
+    Error(Failure),
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Exited {
+    /// What `waitpid` said of it.
+    pub status: ExitStatus,
+    /// Who ended it.
+    pub ended_by: EndedBy,
+    /// From start to exit, in microseconds.
+    pub duration_us: u64,
+    /// Time in user mode, the command and the children it waited for, in microseconds.
+    pub user_us: u64,
+    /// Time in kernel mode, likewise, in microseconds.
+    pub system_us: u64,
+    /// The largest resident size of one of its processes, in bytes.
+    pub max_rss_bytes: u64,
+    /// Bytes it wrote to stdout (or its terminal), passed on or not.
+    pub stdout_bytes: u64,
+    /// Bytes it wrote to stderr, passed on or not.
+    pub stderr_bytes: u64,
+    /// Whether output was dropped because of [`Exec::max_output_bytes`].
+    pub truncated: bool,
+}
+
+/// An exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code, 0 to 255.
+    Code(i32),
+    /// This signal (its Linux number) ended it.
+    Signal(i32),
+}
+
+/// Who ended a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EndedBy {
+    /// Itself, or another process in the sandbox.
+    Itself,
+    /// The agent, after [`Exec::timeout_ms`].
+    Timeout,
+    /// The host, by [`Input::Cancel`].
+    Cancel,
+}
+
+/// Why a command never ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct NotStarted {
+    /// What kind of obstacle.
+    pub reason: NotStartedReason,
+    /// One line for people, without the program's name.
+    pub message: String,
+}
+
+/// Kinds of obstacles to starting a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum NotStartedReason {
+    /// No such program, or its interpreter is missing. Shells say 127.
+    NotFound,
+    /// It is there and cannot be executed. Shells say 126.
+    NotExecutable,
+    /// The working directory cannot be entered.
+    BadWorkingDirectory,
+    /// No such user or group.
+    UnknownUser,
+    /// The arguments or variables are not ones a program can be given.
+    InvalidArgument,
+    /// The sandbox has no memory, processes or descriptors left.
+    NoResources,
+    /// Anything else: see the message.
+    Other,
+}
+
+/// What the sandbox uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Stats {
+    /// Since the kernel started, in milliseconds.
+    pub uptime_ms: u64,
+    /// All memory, in bytes.
+    pub memory_total_bytes: u64,
+    /// Memory a new program could have, in bytes.
+    pub memory_available_bytes: u64,
+    /// The agent's own resident memory, in bytes.
+    pub agent_rss_bytes: u64,
+    /// Commands running now.
+    pub commands: u32,
+}
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Failure {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people: what was tried, on what, and the system's error.
+    pub message: String,
+}
+
+/// Kinds of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The agent does not know this request.
+    Unsupported,
+    /// The request contradicts itself or the agent's state.
+    Invalid,
+    /// The system refused.
+    Failed,
+}
