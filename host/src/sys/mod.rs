@@ -1,1 +1,11 @@
-//! sys
+//! The operating system: processes that die with us, namespaces, cgroups, locks, the terminal.
+//!
+//! The only place with `unsafe` code, opened module by module with a reason. Nothing here knows
+//! what a sandbox is.
+
+pub(crate) mod bubblewrap;
+pub(crate) mod cgroup;
+pub(crate) mod identity;
+pub(crate) mod lock;
+pub(crate) mod process;
+pub(crate) mod terminal;

@@ -1,1 +1,83 @@
-//! view
+//! What a sandbox sees of the host's files.
+//!
+//! A [`View`] is a value: a read-only tree, built entry by entry, and the folders of the caller
+//! that are shown besides it. It is made once from what was asked for and rendered by whoever
+//! starts the sandbox: for a vm, bubblewrap builds the same tree around an unprivileged
+//! `virtiofsd`, which exports it ([`export`]). What no entry names does not exist for the sandbox:
+//! home folders, `/var`, `/etc/shadow`, sockets, the host's `/proc` and `/sys`.
+
+mod accounts;
+pub(crate) mod export;
+mod host;
+mod share;
+
+use crate::sys::bubblewrap::Bubblewrap;
+pub(crate) use accounts::guest_uid;
+pub(crate) use host::host_tools;
+pub(crate) use share::{Share, ShareError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where the workspace is in every sandbox.
+pub(crate) const WORKSPACE: &str = "/workspace";
+
+/// What a sandbox sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The read-only tree, in the order it is built.
+    pub(crate) base: Vec<Entry>,
+    /// Folders and files of the caller, in the order they are mounted.
+    pub(crate) shares: Vec<Share>,
+}
+
+/// One entry of the read-only tree. Every `path` is the sandbox's, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// The host's file or folder, read-only; nothing if the host has none.
+    Bind {
+        /// On the host.
+        from: PathBuf,
+        /// In the sandbox.
+        path: PathBuf,
+    },
+    /// `/bin`, `/lib` and the like, as the host has them.
+    MergedUsr,
+    /// An empty folder with these permission bits: a mount point, or something to write over.
+    Folder {
+        /// In the sandbox.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Link {
+        /// In the sandbox.
+        path: PathBuf,
+        /// Where it leads, in the sandbox.
+        target: PathBuf,
+    },
+    /// A file that is not the host's, with these contents.
+    File {
+        /// In the sandbox.
+        path: PathBuf,
+        /// Its text.
+        contents: String,
+    },
+}
+
+impl View {
+    /// Adds the read-only tree to a namespace, below `root`.
+    fn build(&self, namespace: &mut Bubblewrap, root: &Path) -> io::Result<()> {
+        let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        for entry in &self.base {
+            match entry {
+                Entry::Bind { from, path } => namespace.try_read_only(from, &inside(path)),
+                Entry::MergedUsr => namespace.merged_usr(root),
+                Entry::Folder { path, mode } => namespace.dir(&inside(path), *mode),
+                Entry::Link { path, target } => namespace.symlink(target, &inside(path)),
+                Entry::File { path, contents } => namespace.file(contents.as_bytes(), &inside(path))?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,141 @@
-//! vm/vmm
+//! Virtual machine monitors.
+//!
+//! A VMM is started with everything a guest boots with, and from then on is only watched and
+//! ended: what a sandbox does goes over vsock to the agent. cloud-hypervisor is used wherever KVM
+//! really works; QEMU elsewhere, in software if it has to be. Both give the same host end of
+//! vsock: a Unix socket that takes `CONNECT <port>\n` for connections into the guest, and
+//! `<socket>_<port>` for those the guest makes to CID 2.
+
+pub(crate) mod qemu;
+
+use crate::sys::cgroup::Cgroup;
+use crate::sys::identity::Identity;
+use crate::sys::process::ProcessError;
+use async_trait::async_trait;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The folder of the sandbox's sockets, as VMMs and their helpers see it.
+pub(crate) const SOCKETS: &str = "/run/firn";
+
+/// The name of the host end of vsock in the folder of sockets.
+pub(crate) const VSOCK: &str = "vsock";
+
+/// The guest's context id. Each VMM has its own vsock device, so all guests can have the same.
+pub(crate) const GUEST_CID: u32 = 3;
+
+/// What a guest boots with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// An ELF kernel with a PVH entry point.
+    pub(crate) kernel: PathBuf,
+    /// The initramfs.
+    pub(crate) initrd: PathBuf,
+    /// The kernel's command line, to which the VMM adds what is its own.
+    pub(crate) cmdline: String,
+    /// Processors.
+    pub(crate) vcpus: u32,
+    /// Memory, in bytes. Shared with the processes behind [`Machine::exports`].
+    pub(crate) memory: u64,
+    /// Tags and the listening vhost-user sockets (names in the folder of sockets) of virtiofs
+    /// exports.
+    pub(crate) exports: Vec<(String, String)>,
+}
+
+/// Where and as whom a VMM runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confinement<'a> {
+    /// `bwrap`.
+    pub(crate) bwrap: &'a Path,
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// The group of the sandbox.
+    pub(crate) cgroup: &'a Cgroup,
+    /// The sandbox's folder of sockets on the host; it is [`SOCKETS`] for the VMM.
+    pub(crate) sockets: &'a Path,
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// The processor, through KVM.
+    Kvm,
+    /// QEMU's translator. Slow, and no security boundary by itself: what holds the guest then is
+    /// the confinement of QEMU.
+    Software,
+}
+
+/// A VMM that could not be started or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmmError {
+    /// A file it needs cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It or a helper of it did not start, or ended.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// It did not do as it was told over its control socket.
+    #[error("{vmm} refused {request}: {reason}")]
+    Refused {
+        /// The VMM.
+        vmm: &'static str,
+        /// What was asked.
+        request: &'static str,
+        /// What it answered.
+        reason: String,
+    },
+    /// Its control socket did not answer.
+    #[error("no answer from {vmm} to {request}")]
+    Silent {
+        /// The VMM.
+        vmm: &'static str,
+        /// What was asked.
+        request: &'static str,
+        /// Why, when the connection said so.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The guest ended: powered off, reset or panicked.
+    #[error("the guest ended by itself ({how}){}", last_words(console))]
+    GuestEnded {
+        /// What the VMM says of it.
+        how: String,
+        /// The last of the guest's console.
+        console: String,
+    },
+}
+
+fn last_words(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(12)..].join("\n");
+    if last.is_empty() { String::new() } else { format!("; the last of its console:\n{last}") }
+}
+
+/// A running VMM. Dropping it kills it and its helpers.
+#[async_trait]
+pub(crate) trait Vmm: Send + std::fmt::Debug {
+    /// Its name, for people: `cloud-hypervisor`, `qemu`.
+    fn name(&self) -> &'static str;
+
+    /// What runs the guest's instructions, as the VMM itself says.
+    fn accelerator(&self) -> Accelerator;
+
+    /// Returns when the VMM or one of its helpers has ended, which nobody asked for. May be
+    /// dropped and called again.
+    async fn ended(&mut self) -> VmmError;
+
+    /// Ends the guest at once and waits until no process is left.
+    async fn destroy(&mut self);
+
+    /// The last of what the guest wrote to its console, fit for a terminal.
+    fn console(&self) -> String;
+
+    /// The host's ids of its processes and their helpers.
+    fn processes(&self) -> Vec<u32>;
+}

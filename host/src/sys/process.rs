@@ -1,0 +1,211 @@
+//! Helper processes: the VMM and those that serve it.
+//!
+//! A helper belongs to the sandbox that started it and never outlives this process: the kernel
+//! kills it when we die (`PR_SET_PDEATHSIG`), and the handle kills it when it is dropped. What it
+//! says on stderr is kept, the last of it, for the error that tells why it failed.
+//!
+//! `PR_SET_PDEATHSIG` is about the *thread* that forked. All helpers are started from the thread
+//! that runs the (single-threaded) runtime, which is the main thread.
+#![allow(unsafe_code, reason = "what happens between fork and exec has no safe wrapper")]
+
+use crate::sys::cgroup::Cgroup;
+use crate::sys::identity::Identity;
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+
+/// How much of a helper's output is kept, in bytes.
+const TAIL: usize = 16 * 1024;
+
+/// A helper that has not been started.
+#[derive(Debug)]
+pub(crate) struct HelperCommand {
+    /// What it is called in messages.
+    pub(crate) name: &'static str,
+    /// The program.
+    pub(crate) program: PathBuf,
+    /// Its arguments.
+    pub(crate) args: Vec<OsString>,
+    /// Who it runs as.
+    pub(crate) identity: Identity,
+    /// Descriptors it inherits under the same numbers. All others stay ours.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// A helper could not be started or did not stay up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProcessError {
+    /// `fork` or `exec` failed.
+    #[error("cannot start {name} ({})", program.display())]
+    Start {
+        /// The helper.
+        name: &'static str,
+        /// What was executed.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended while it was needed.
+    #[error("{name} ended unexpectedly ({status}){}", said(output))]
+    Ended {
+        /// The helper.
+        name: &'static str,
+        /// How.
+        status: String,
+        /// The last of what it wrote.
+        output: String,
+    },
+}
+
+fn said(output: &str) -> String {
+    let output = output.trim_end();
+    if output.is_empty() { String::new() } else { format!(":\n{output}") }
+}
+
+/// A running helper.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    name: &'static str,
+    child: Child,
+    output: Tail,
+}
+
+impl HelperCommand {
+    /// Starts it in `cgroup`.
+    pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
+        let HelperCommand { name, program, args, identity, fds } = self;
+        let mut command = Command::new(&program);
+        command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        let failed = |source| ProcessError::Start { name, program: program.clone(), source };
+        let cgroup = cgroup.entry().map_err(failed)?;
+        let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+        let parent = std::process::id();
+        // SAFETY: between fork and exec only system calls are made, on values that were prepared
+        // before the fork. Nothing is allocated and no lock is taken.
+        unsafe {
+            command.pre_exec(move || {
+                // In this order: a cgroup is joined with the rights we give up next, and giving
+                // them up clears the death signal.
+                cgroup.join()?;
+                become_identity(identity)?;
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                if libc::getppid().cast_unsigned() != parent {
+                    libc::_exit(125);
+                }
+                for fd in &inherited {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        drop(fds);
+        let output = Tail::default();
+        if let Some(stdout) = child.stdout.take() {
+            output.follow(stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            output.follow(stderr);
+        }
+        Ok(Helper { name, child, output })
+    }
+}
+
+/// Gives up root for another identity. Async-signal-safe.
+fn become_identity(identity: Identity) -> io::Result<()> {
+    let Identity::Stranger { id, group } = identity else { return Ok(()) };
+    let group = group.unwrap_or(id);
+    // SAFETY: plain system calls; `group` outlives the call that reads it.
+    let done = unsafe {
+        libc::setgroups(1, &raw const group) == 0
+            && libc::setresgid(id, id, id) == 0
+            && libc::setresuid(id, id, id) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl Helper {
+    /// Its process id on the host, while it runs. With bubblewrap, that of the monitor outside.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The last of what it wrote to stdout and stderr.
+    pub(crate) fn output(&self) -> String {
+        self.output.text()
+    }
+
+    /// Waits until it has ended. May be called again, and dropped at any time.
+    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Waits until it has ended, which it should not have.
+    pub(crate) async fn failed(&mut self) -> ProcessError {
+        let status = match self.child.wait().await {
+            Ok(status) => describe(status),
+            Err(error) => error.to_string(),
+        };
+        // What it said last may still be on its way to us.
+        tokio::task::yield_now().await;
+        ProcessError::Ended { name: self.name, status, output: self.output() }
+    }
+
+    /// Kills it, if it still runs, and waits until it is gone.
+    pub(crate) async fn kill(&mut self) {
+        let _ = self.child.start_kill();
+        let _ = self.child.wait().await;
+    }
+}
+
+/// An exit status in words.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => nix::sys::signal::Signal::try_from(signal)
+            .map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string()),
+        (None, None) => "unknown status".to_owned(),
+    }
+}
+
+/// The last bytes of a stream that somebody hostile may be writing: bounded, however much comes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+
+impl Tail {
+    /// Reads `stream` to its end in the background.
+    pub(crate) fn follow(&self, mut stream: impl AsyncRead + Unpin + Send + 'static) {
+        let tail = self.clone();
+        tokio::spawn(async move {
+            let mut chunk = [0; 4096];
+            while let Ok(read @ 1..) = stream.read(&mut chunk).await {
+                let mut kept = tail.0.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend(&chunk[..read]);
+                let excess = kept.len().saturating_sub(TAIL);
+                kept.drain(..excess);
+            }
+        });
+    }
+
+    /// What was kept, as text that a terminal can be shown.
+    pub(crate) fn text(&self) -> String {
+        let kept: Vec<u8> = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        String::from_utf8_lossy(&kept)
+            .chars()
+            .filter(|character| *character == '\n' || !character.is_control())
+            .collect()
+    }
+}

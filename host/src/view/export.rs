@@ -1,0 +1,148 @@
+//! A view as a vm sees it: trees exported by `virtiofsd`, each confined to its own tree.
+//!
+//! There are at most two: the read-only base, whose contents the guest may cache for ever, and the
+//! caller's folders, which the host may change at any time. Both run under bubblewrap without a
+//! capability; the namespace they run in holds nothing but the tree, so neither a bug in virtiofsd
+//! nor a link in a share leads anywhere else.
+
+use super::View;
+use crate::sys::bubblewrap::Bubblewrap;
+use crate::sys::cgroup::Cgroup;
+use crate::sys::identity::{self, Identity};
+use crate::sys::process::{Helper, ProcessError};
+use firn_protocol::{Access, Mount, MountSource, Text};
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// The virtiofs tag of the read-only tree.
+pub(crate) const BASE_TAG: &str = "base";
+
+/// The virtiofs tag of the caller's folders.
+pub(crate) const SHARES_TAG: &str = "shares";
+
+/// Where an export's tree is in its namespace.
+const TREE: &str = "/view";
+
+/// The programs an export needs, and its place in the sandbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exporter<'a> {
+    /// `bwrap`.
+    pub(crate) bwrap: &'a Path,
+    /// `virtiofsd`.
+    pub(crate) virtiofsd: &'a Path,
+    /// Who exports the base, and connects to the sockets.
+    pub(crate) identity: Identity,
+    /// The group of the sandbox.
+    pub(crate) cgroup: &'a Cgroup,
+    /// The sandbox's folder for sockets.
+    pub(crate) sockets: &'a Path,
+}
+
+/// A running export.
+#[derive(Debug)]
+pub(crate) struct Export {
+    /// Its virtiofs tag.
+    pub(crate) tag: &'static str,
+    /// The vhost-user socket the VMM connects to. It listens.
+    pub(crate) socket: PathBuf,
+    /// The `virtiofsd` behind it.
+    pub(crate) helper: Helper,
+}
+
+/// An export could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExportError {
+    /// The socket could not be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the view could not be prepared.
+    #[error("cannot prepare the files of the view")]
+    Prepare(#[source] io::Error),
+    /// `virtiofsd` did not start.
+    #[error(transparent)]
+    Start(#[from] ProcessError),
+}
+
+impl Exporter<'_> {
+    /// Exports the read-only tree of `view`. In the guest everything in it belongs to root.
+    pub(crate) fn base(&self, view: &View) -> Result<Export, ExportError> {
+        let mut namespace = Bubblewrap::new(self.bwrap, self.identity);
+        view.build(&mut namespace, Path::new(TREE)).map_err(ExportError::Prepare)?;
+        let flags = ["--readonly", "--cache=always"].map(OsString::from);
+        let ids = ["uid", "gid"].map(|id| format!("--translate-{id}=squash-host:0:0:4294967295").into());
+        self.start(BASE_TAG, namespace, flags.into_iter().chain(ids).collect())
+    }
+
+    /// Exports the caller's folders, if there are any. In the guest what is the caller's belongs to
+    /// `user`; whoever writes in the guest, it becomes the caller's on the host.
+    pub(crate) fn shares(&self, view: &View, user: u32) -> Result<Option<Export>, ExportError> {
+        if view.shares.is_empty() {
+            return Ok(None);
+        }
+        let identity = Identity::Caller;
+        let mut namespace = Bubblewrap::new(self.bwrap, identity);
+        for (index, share) in view.shares.iter().enumerate() {
+            let path = Path::new(TREE).join(index.to_string());
+            match share.access {
+                Access::ReadOnly => namespace.read_only(&share.host, &path),
+                Access::ReadWrite => namespace.read_write(&share.host, &path),
+            }
+        }
+        let (uid, gid) = identity.inside().unwrap_or_else(identity::caller);
+        let ids = [("uid", uid), ("gid", gid)].into_iter().flat_map(|(id, ours)| {
+            [
+                format!("--translate-{id}=squash-guest:0:{ours}:4294967295").into(),
+                format!("--translate-{id}=host:{ours}:{user}:1").into(),
+            ]
+        });
+        let flags = std::iter::once(OsString::from("--cache=auto")).chain(ids).collect();
+        self.start(SHARES_TAG, namespace, flags).map(Some)
+    }
+
+    fn start(
+        &self,
+        tag: &'static str,
+        mut namespace: Bubblewrap,
+        flags: Vec<OsString>,
+    ) -> Result<Export, ExportError> {
+        // The socket listens before virtiofsd runs, so the VMM can be started at the same time and
+        // nobody has to wait for a path to appear.
+        let socket = self.sockets.join(tag);
+        let listen = |source| ExportError::Listen { path: socket.clone(), source };
+        let listener = UnixListener::bind(&socket).map_err(listen)?;
+        self.identity.own(&socket).map_err(listen)?;
+        let fd = namespace.pass(listener.into());
+        let mut args: Vec<OsString> =
+            vec![format!("--fd={fd}").into(), format!("--shared-dir={TREE}").into()];
+        args.extend(
+            // No sandbox of its own: it is in one. Submounts are not announced because the guest
+            // could not mount over them.
+            ["--sandbox=none", "--no-announce-submounts", "--inode-file-handles=never", "--log-level=warn"]
+                .map(OsString::from),
+        );
+        args.extend(flags);
+        let helper = namespace.command("virtiofsd", self.virtiofsd, &args).start(self.cgroup)?;
+        Ok(Export { tag, socket, helper })
+    }
+}
+
+/// What the guest is told to mount for `view`'s shares.
+pub(crate) fn mounts(view: &View) -> Vec<Mount> {
+    view.shares
+        .iter()
+        .enumerate()
+        .map(|(index, share)| Mount {
+            source: MountSource::Virtiofs { tag: SHARES_TAG.to_owned(), path: Text::from(index.to_string()) },
+            target: Text::from(share.target.as_os_str()),
+            access: share.access,
+        })
+        .collect()
+}

@@ -1,0 +1,174 @@
+//! Folders and files of the caller that a sandbox is shown, as the command line names them.
+
+use firn_protocol::Access;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// A folder or a file of the host at a path of the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// On the host: absolute, without links, and there.
+    pub(crate) host: PathBuf,
+    /// In the sandbox: absolute, without `.` and `..`.
+    pub(crate) target: PathBuf,
+    /// Whether the sandbox may write.
+    pub(crate) access: Access,
+}
+
+/// A share that cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShareError {
+    /// The host's path cannot be used.
+    #[error("cannot share {}", path.display())]
+    Host {
+        /// As it was given.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A workspace must be a folder.
+    #[error("the workspace {} is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// Neither a folder nor a file: a socket or a device would be a way out.
+    #[error("{} is neither a folder nor a regular file", .0.display())]
+    Special(PathBuf),
+    /// Sharing everything, or what the kernel makes up, shares secrets.
+    #[error("{} cannot be shared: it holds more than a sandbox may see", .0.display())]
+    TooMuch(PathBuf),
+    /// The sandbox's path cannot be used.
+    #[error("{:?} is not a path to mount at: {reason}", path)]
+    Target {
+        /// As it was given.
+        path: PathBuf,
+        /// What it should be.
+        reason: &'static str,
+    },
+    /// Not `HOST:GUEST[:ro|:rw]`.
+    #[error("{0:?} is not HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:rw")]
+    Syntax(String),
+    /// Two shares at one place.
+    #[error("two shares at {}", .0.display())]
+    Twice(PathBuf),
+}
+
+/// Splits `:ro` or `:rw` off the end.
+fn split_access(text: &str) -> (&str, Option<Access>) {
+    match text.rsplit_once(':') {
+        Some((rest, "ro")) => (rest, Some(Access::ReadOnly)),
+        Some((rest, "rw")) => (rest, Some(Access::ReadWrite)),
+        _ => (text, None),
+    }
+}
+
+impl Share {
+    /// `PATH[:ro|:rw]`, writable unless it says otherwise, shown at `target`.
+    pub(crate) fn workspace(text: &str, target: &str) -> Result<Share, ShareError> {
+        let (path, access) = split_access(text);
+        let host = resolve(Path::new(path))?;
+        if !host.is_dir() {
+            return Err(ShareError::NotAFolder(path.into()));
+        }
+        Ok(Share { host, target: target.into(), access: access.unwrap_or(Access::ReadWrite) })
+    }
+
+    /// `HOST:GUEST[:ro|:rw]`, read-only unless it says otherwise.
+    pub(crate) fn mount(text: &str) -> Result<Share, ShareError> {
+        let (paths, access) = split_access(text);
+        // The last colon: a host's path may hold some, a guest's need not.
+        let (host, target) = paths.rsplit_once(':').ok_or_else(|| ShareError::Syntax(text.to_owned()))?;
+        if host.is_empty() || target.is_empty() {
+            return Err(ShareError::Syntax(text.to_owned()));
+        }
+        let target = check_target(Path::new(target))?;
+        Ok(Share { host: resolve(Path::new(host))?, target, access: access.unwrap_or(Access::ReadOnly) })
+    }
+
+    /// Refuses two shares at the same place.
+    pub(crate) fn check_all(shares: &[Share]) -> Result<(), ShareError> {
+        for (index, share) in shares.iter().enumerate() {
+            if shares[..index].iter().any(|earlier| earlier.target == share.target) {
+                return Err(ShareError::Twice(share.target.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resolve(path: &Path) -> Result<PathBuf, ShareError> {
+    let failed = |source| ShareError::Host { path: path.to_owned(), source };
+    let host = std::fs::canonicalize(path).map_err(failed)?;
+    let metadata = std::fs::metadata(&host).map_err(failed)?;
+    if metadata.is_dir() {
+        // Opening it finds out now, with a clear error, what the sandbox would find out later.
+        std::fs::read_dir(&host).map_err(failed)?;
+    } else if metadata.is_file() {
+        std::fs::File::open(&host).map_err(failed)?;
+    } else {
+        return Err(ShareError::Special(path.to_owned()));
+    }
+    let kernels = ["/proc", "/sys", "/dev"].iter().any(|root| host.starts_with(root));
+    if host == Path::new("/") || kernels {
+        return Err(ShareError::TooMuch(path.to_owned()));
+    }
+    Ok(host)
+}
+
+fn check_target(path: &Path) -> Result<PathBuf, ShareError> {
+    let wrong = |reason| ShareError::Target { path: path.to_owned(), reason };
+    if !path.is_absolute() {
+        return Err(wrong("it must be absolute"));
+    }
+    let mut plain = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir | Component::Prefix(_) => return Err(wrong("it must not contain ..")),
+        }
+    }
+    let taken = ["/proc", "/sys", "/dev"].iter().any(|root| plain.starts_with(root));
+    if plain == Path::new("/") || taken {
+        return Err(wrong("the sandbox has its own /, /proc, /sys and /dev"));
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_parsed_and_read_only_by_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().canonicalize().unwrap();
+        let text = host.display().to_string();
+        let share = Share::mount(&format!("{text}:/a/./b")).unwrap();
+        assert_eq!(share, Share { host: host.clone(), target: "/a/b".into(), access: Access::ReadOnly });
+        assert_eq!(Share::mount(&format!("{text}:/a:rw")).unwrap().access, Access::ReadWrite);
+        assert_eq!(Share::workspace(&text, "/workspace").unwrap().access, Access::ReadWrite);
+        assert_eq!(Share::workspace(&format!("{text}:ro"), "/workspace").unwrap().access, Access::ReadOnly);
+    }
+
+    #[test]
+    fn what_cannot_be_shared_is_refused_by_name() {
+        assert!(matches!(Share::mount("/usr"), Err(ShareError::Syntax(_))));
+        assert!(matches!(Share::mount("/usr:relative"), Err(ShareError::Target { .. })));
+        assert!(matches!(Share::mount("/usr:/a/../b"), Err(ShareError::Target { .. })));
+        assert!(matches!(Share::mount("/usr:/proc/x"), Err(ShareError::Target { .. })));
+        assert!(matches!(Share::mount("/:/host"), Err(ShareError::TooMuch(_))));
+        assert!(matches!(Share::mount("/proc/self:/p"), Err(ShareError::TooMuch(_))));
+        assert!(matches!(Share::mount("/no/such:/p"), Err(ShareError::Host { .. })));
+        assert!(matches!(Share::workspace("/etc/hostname", "/workspace"), Err(ShareError::NotAFolder(_))));
+        let twice = [Share::mount("/usr:/a").unwrap(), Share::mount("/etc:/a").unwrap()];
+        assert!(matches!(Share::check_all(&twice), Err(ShareError::Twice(_))));
+    }
+
+    #[test]
+    fn a_socket_is_not_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(matches!(Share::mount(&format!("{}:/s", path.display())), Err(ShareError::Special(_))));
+    }
+}

@@ -1,0 +1,1 @@
+//! QEMU: the portable VMM.
