@@ -1,0 +1,87 @@
+# `make demo` and `make test` are all a fresh machine needs: git, a Rust toolchain, make, root.
+# What is missing is installed by setup.sh; nothing is asked.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench soak fuzz install clean
+
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# firn looks for firn-agent beside its own executable, so the two are gathered in one folder.
+OUT := $(TARGET)/firn
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/firn
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+
+# Where setup.sh puts programs, after everything the user has.
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(HOME)/.local/bin:/usr/local/bin:$(CACHE)/tools/bin
+
+# Static, so that one agent runs in every guest and jail, whatever libc is there. The target is
+# named because build scripts and macros must stay dynamic.
+AGENT_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+
+help: ## List the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## Install what is missing from Debian and crates.io
+	@./setup.sh run
+
+build: ## Build firn and firn-agent into target/firn
+	$(CARGO) build --release --locked -p firn
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    $(CARGO) build --profile agent --locked -p firn-agent --target $(AGENT_TARGET)
+	@mkdir -p $(OUT)
+	@install -C -m 755 $(TARGET)/release/firn $(TARGET)/$(AGENT_TARGET)/agent/firn-agent $(OUT)/
+
+# doctor only informs here: the run shows whether a sandbox can be had.
+demo: setup build ## Set up, build, and run a command in a microVM
+	-$(OUT)/firn doctor
+	$(OUT)/firn run -v -- python3 -c 'print(6*7)'
+
+test: ## Set up, build, and run the whole suite, real guests included
+	@./setup.sh run test
+	@$(MAKE) --no-print-directory build
+	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci) $(NEXTEST)
+	$(CARGO) test --locked --workspace --doc --quiet
+
+# The advisory database is a git repository that not every machine can reach: `cargo deny check
+# advisories` is left to those that can.
+lint: ## Check formatting, lints, documentation, dependencies and spelling
+	@./setup.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	cargo-deny --all-features check bans licenses sources
+	cargo-machete --skip-target-dir
+	typos
+
+bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests $(BENCH)
+
+soak: ## Run the long tests
+	@./setup.sh run test
+	@$(MAKE) --no-print-directory build
+	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked -p firn-tests --profile soak \
+	    --run-ignored ignored-only -E 'test(soak)' $(NEXTEST)
+
+# Sanitizers are unstable options: RUSTC_BOOTSTRAP lets the stable compiler take them. New inputs
+# go to the corpus, which is not committed; the seeds are.
+fuzz: ## Fuzz the protocol's decoder for FUZZ_SECONDS (60)
+	@./setup.sh fuzz
+	@mkdir -p protocol/fuzz/corpus/decoder
+	cd protocol && RUSTC_BOOTSTRAP=1 cargo-fuzz fuzz run decoder fuzz/corpus/decoder fuzz/seeds/decoder \
+	    -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1
+
+install: build ## Install firn, firn-agent and shell completions to PREFIX (/usr/local)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(OUT)/firn $(OUT)/firn-agent
+	@mkdir -p $(OUT)/completions
+	$(OUT)/firn completions bash >$(OUT)/completions/firn
+	$(OUT)/firn completions zsh >$(OUT)/completions/_firn
+	$(OUT)/firn completions fish >$(OUT)/completions/firn.fish
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(OUT)/completions/firn
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(OUT)/completions/_firn
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(OUT)/completions/firn.fish
+
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf protocol/fuzz/target protocol/fuzz/corpus protocol/fuzz/artifacts
