@@ -6,6 +6,7 @@
 pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
 pub(crate) mod identity;
+pub(crate) mod kvm;
 pub(crate) mod lock;
 pub(crate) mod process;
 pub(crate) mod terminal;
