@@ -363,9 +363,6 @@ fn probe(stop: &AtomicBool) -> Result<Duration, ProbeError> {
     let mut best = Duration::MAX;
     for _ in 0..RUNS {
         best = best.min(probe.run(stop)?);
-        if best <= LOOP_LIMIT {
-            break;
-        }
     }
     Ok(best)
 }
