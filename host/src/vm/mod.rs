@@ -1,4 +1,5 @@
 //! MicroVMs.
 
-mod image;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired up with the command line"))]
+pub(crate) mod image;
 mod vmm;
