@@ -3,3 +3,4 @@
 mod bzimage;
 mod compression;
 mod elf;
+mod manifest;
