@@ -1,1 +1,12 @@
-//! guest
+//! The host's end of the protocol.
+//!
+//! The guest is an adversary. Whatever arrives is checked against what may arrive at that point;
+//! anything else ends the connection with an error that says what was wrong. Nothing here waits
+//! for the guest without a limit, except for a command that was given none.
+
+mod connection;
+mod exec;
+pub(crate) mod vsock;
+
+pub(crate) use connection::{Connection, GuestError};
+pub(crate) use exec::{ExecEvent, Running};

@@ -97,6 +97,10 @@ impl HelperCommand {
                 // them up clears the death signal.
                 cgroup.join()?;
                 become_identity(identity)?;
+                // Out of the terminal's foreground: Ctrl-C is for us, and we decide who ends.
+                if libc::setsid() < 0 {
+                    return Err(io::Error::last_os_error());
+                }
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                     return Err(io::Error::last_os_error());
                 }

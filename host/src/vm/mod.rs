@@ -1,5 +1,249 @@
-//! MicroVMs.
+//! MicroVMs: a guest that booted, was configured, and takes commands.
+//!
+//! ```text
+//!   exports (virtiofsd) ─┐
+//!                        ├─▶ VMM ─▶ guest boots ─▶ agent dials ─▶ Configure ─▶ Vm
+//!   ready listener ──────┘
+//! ```
+//!
+//! Everything is started at once and waited for together: whatever ends first, when it should not
+//! have, is the error.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "wired up with the command line"))]
 pub(crate) mod image;
-mod vmm;
+pub(crate) mod vmm;
+
+use crate::guest::{Connection, GuestError, vsock};
+use crate::sandbox::Spec;
+use crate::sys::identity::Identity;
+use crate::sys::process::ProcessError;
+use crate::view::View;
+use crate::view::export::{self, BASE_TAG, Export, ExportError, Exporter};
+use firn_protocol::{Configure, READY_PORT, Root, Text};
+use image::Image;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tokio::net::UnixListener;
+use vmm::{Backend, Confinement, Machine, Vmm, VmmError};
+
+/// How long the guest may take to mount what it is told.
+const CONFIGURE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to write everything back.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many fresh random bytes a guest gets: what Linux's generator is seeded with.
+const ENTROPY: usize = 64;
+
+/// A guest that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// A share of the view could not be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A `virtiofsd` ended.
+    #[error(transparent)]
+    Helper(#[from] ProcessError),
+    /// The VMM failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The host's end of the first connection could not be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest did not come up.
+    #[error("the guest did not boot within {}{}", humantime::format_duration(*patience), after(console))]
+    NotReady {
+        /// How long it was waited for.
+        patience: Duration,
+        /// The last of its console.
+        console: String,
+    },
+    /// The agent does not behave.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// No random bytes for the guest.
+    #[error("cannot get random bytes for the guest")]
+    Entropy(#[source] getrandom::Error),
+}
+
+fn after(console: &str) -> String {
+    if console.trim().is_empty() { String::new() } else { format!("; its console:\n{}", console.trim_end()) }
+}
+
+/// How far a guest has come, for those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The VMM and its helpers are being started.
+    Starting,
+    /// The guest's kernel boots.
+    Booting,
+    /// The agent mounts what it is told.
+    Configuring,
+}
+
+/// What a guest is brought up with.
+#[derive(Debug)]
+pub(crate) struct Bringup<'a> {
+    /// The kernel and initramfs.
+    pub(crate) image: &'a Image,
+    /// What was asked for.
+    pub(crate) spec: &'a Spec,
+    /// What it sees of the host.
+    pub(crate) view: &'a View,
+    /// Its host name.
+    pub(crate) hostname: String,
+    /// The VMM.
+    pub(crate) backend: &'a Backend,
+    /// `virtiofsd`.
+    pub(crate) virtiofsd: &'a Path,
+    /// Where and as whom all of it runs.
+    pub(crate) confinement: Confinement<'a>,
+}
+
+/// A guest that takes commands. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    vmm: Box<dyn Vmm>,
+    exports: Vec<Export>,
+    agent: Connection,
+}
+
+impl Bringup<'_> {
+    /// Boots the guest and configures it.
+    pub(crate) async fn run(self, progress: &mut dyn FnMut(Phase)) -> Result<Vm, VmError> {
+        progress(Phase::Starting);
+        let Confinement { bwrap, identity, cgroup, sockets } = self.confinement;
+        let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
+        let exporter = Exporter { bwrap, virtiofsd: self.virtiofsd, identity, cgroup, sockets };
+        let mut exports = vec![exporter.base(self.view)?];
+        let user = self.spec.user.as_deref().and_then(crate::view::guest_uid).unwrap_or(0);
+        exports.extend(exporter.shares(self.view, user)?);
+
+        let manifest = &self.image.manifest;
+        let machine = Machine {
+            kernel: self.image.dir.join(&manifest.kernel),
+            initrd: self.image.dir.join(&manifest.initrd),
+            cmdline: manifest.cmdline.clone(),
+            vcpus: self.spec.vcpus,
+            memory: self.spec.memory.0,
+            exports: exports.iter().map(|export| (export.tag.to_owned(), export.tag.to_owned())).collect(),
+        };
+        let starting = self.backend.start(&machine, self.confinement);
+        let mut vmm = tokio::select! {
+            vmm = starting => vmm?,
+            failure = any_ended(&mut exports) => return Err(failure.into()),
+        };
+
+        progress(Phase::Booting);
+        let patience = self.backend.boot_patience();
+        let ready = async {
+            let (stream, _) = listener.accept().await.map_err(|source| VmError::Listen {
+                path: vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT),
+                source,
+            })?;
+            Ok::<_, VmError>(Connection::establish(stream).await?)
+        };
+        let mut agent = tokio::select! {
+            // In this order: an agent that answers proves more than a helper's words.
+            biased;
+            agent = tokio::time::timeout(patience, ready) => match agent {
+                Ok(agent) => agent?,
+                Err(_elapsed) => return Err(VmError::NotReady { patience, console: vmm.console() }),
+            },
+            failure = vmm.ended() => return Err(failure.into()),
+            failure = any_ended(&mut exports) => return Err(failure.into()),
+        };
+        // Whoever else in the guest dials this port reaches nobody.
+        drop(listener);
+
+        progress(Phase::Configuring);
+        let configure = configuration(self.spec, self.view, self.hostname)?;
+        tokio::select! {
+            biased;
+            configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured?,
+            failure = vmm.ended() => return Err(failure.into()),
+            failure = any_ended(&mut exports) => return Err(failure.into()),
+        }
+        Ok(Vm { vmm, exports, agent })
+    }
+}
+
+fn listen(path: &Path, identity: Identity) -> Result<UnixListener, VmError> {
+    let failed = |source| VmError::Listen { path: path.to_owned(), source };
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    identity.own(path).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn any_ended(exports: &mut [Export]) -> ProcessError {
+    let ended = exports.iter_mut().map(|export| Box::pin(export.helper.failed()));
+    futures::future::select_all(ended).await.0
+}
+
+fn configuration(spec: &Spec, view: &View, hostname: String) -> Result<Configure, VmError> {
+    let mut entropy = vec![0; ENTROPY];
+    getrandom::fill(&mut entropy).map_err(VmError::Entropy)?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(Configure {
+        hostname,
+        unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        entropy: Text::from(std::ffi::OsString::from_vec(entropy)),
+        root: Some(Root { tag: BASE_TAG.to_owned(), writable_bytes: spec.disk.0 }),
+        mounts: export::mounts(view),
+    })
+}
+
+impl Vm {
+    /// The connection to its agent, and a future that is ready when the guest is no more.
+    pub(crate) fn parts(&mut self) -> (&mut Connection, impl Future<Output = VmError>) {
+        let Vm { vmm, exports, agent } = self;
+        let ended = async {
+            tokio::select! {
+                failure = vmm.ended() => failure.into(),
+                failure = any_ended(exports) => failure.into(),
+            }
+        };
+        (agent, ended)
+    }
+
+    /// The VMM that runs it.
+    pub(crate) fn vmm(&self) -> &dyn Vmm {
+        &*self.vmm
+    }
+
+    /// The last of its console.
+    pub(crate) fn console(&self) -> String {
+        self.vmm.console()
+    }
+
+    /// The host's ids of all its processes.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let exports = self.exports.iter().filter_map(|export| export.helper.pid());
+        self.vmm.processes().into_iter().chain(exports).collect()
+    }
+
+    /// Has the guest write everything back.
+    pub(crate) async fn sync(&mut self) -> Result<(), VmError> {
+        let (agent, ended) = self.parts();
+        tokio::select! {
+            biased;
+            done = agent.shutdown(SHUTDOWN_PATIENCE) => Ok(done?),
+            failure = ended => Err(failure),
+        }
+    }
+
+    /// Ends it at once and waits until no process is left.
+    pub(crate) async fn destroy(mut self) {
+        self.vmm.destroy().await;
+        for export in &mut self.exports {
+            export.helper.kill().await;
+        }
+    }
+}

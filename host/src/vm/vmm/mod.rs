@@ -6,7 +6,10 @@
 //! vsock: a Unix socket that takes `CONNECT <port>\n` for connections into the guest, and
 //! `<socket>_<port>` for those the guest makes to CID 2.
 
+pub(crate) mod backend;
 pub(crate) mod qemu;
+
+pub(crate) use backend::Backend;
 
 use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::Identity;

@@ -1,0 +1,166 @@
+//! `firn run`: a command in a sandbox of its own.
+
+mod events;
+mod session;
+mod signals;
+mod stdio;
+
+use super::exit::Failed;
+use super::output::Output;
+use crate::config::Config;
+use crate::sandbox::spec::VmmKind;
+use crate::sandbox::{Size, Spec};
+use crate::view::{Share, WORKSPACE};
+use firn_protocol::{Text, Variable};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::time::Duration;
+
+/// Run a command in a fresh microVM and throw the microVM away.
+///
+/// The command sees the host's programs read-only, can write anywhere and change nothing outside,
+/// and has no network. Its exit code is firn's: 124 when --timeout ran out, 125 when firn itself
+/// failed, 126 or 127 when the command could not be started, 128+n when signal n ended it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    firn run -- python3 -c 'print(6*7)'\n  \
+    firn run -w . --timeout 10m -- make test        this folder, for reading and writing, at /workspace\n  \
+    firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
+    firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
+    firn run -t -- bash                             a shell on a terminal\n  \
+    echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
+    firn run --json -- make | jq .payload           events, one JSON object a line")]
+pub(super) struct Run {
+    /// Processors.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+
+    /// Memory: a number with K, M or G.
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: Size,
+
+    /// How much can be written to the sandbox's own files; it is part of the memory [default: half
+    /// of it].
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<Size>,
+
+    /// Kill the command after this time: 30s, 10m, 1h30m; a bare number is seconds.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
+
+    /// Show this folder at /workspace, writable unless it ends in :ro. What is written there
+    /// belongs to you.
+    #[arg(short, long, value_name = "PATH[:ro|:rw]")]
+    workspace: Option<String>,
+
+    /// Show a folder or file at a path of the sandbox, read-only unless it ends in :rw.
+    #[arg(long = "mount", value_name = "HOST:GUEST[:ro|:rw]")]
+    mounts: Vec<String>,
+
+    /// Set a variable, or pass one of yours on.
+    #[arg(short, long = "env", value_name = "K[=V]")]
+    env: Vec<OsString>,
+
+    /// Where the command starts.
+    #[arg(long, value_name = "DIR", default_value = WORKSPACE)]
+    cwd: OsString,
+
+    /// Who runs it, in the sandbox: root, sandbox, or UID[:GID] [default: root].
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    tty: bool,
+
+    /// The virtual machine monitor [default: cloud-hypervisor where KVM works, else qemu].
+    #[arg(long, value_name = "VMM")]
+    vmm: Option<VmmKind>,
+
+    /// Print events as JSON, one a line: lifecycle, stdout, stderr, result.
+    #[arg(long, conflicts_with = "tty")]
+    json: bool,
+
+    /// Say on stderr what is done and how long it takes.
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// `30s`, `1h30m`, or seconds.
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    let parsed = match text.parse::<u32>() {
+        Ok(seconds) => Duration::from_secs(u64::from(seconds)),
+        Err(_not_a_number) => humantime::parse_duration(text)?,
+    };
+    // Nothing can be done in no time, and the wish for it is a mistake.
+    if parsed.is_zero() { Err(humantime::DurationError::Empty) } else { Ok(parsed) }
+}
+
+impl Run {
+    pub(super) fn run(&self, output: &mut Output) -> Result<u8, Failed> {
+        let config = Config::read()?;
+        let spec = self.spec()?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::Runtime)?;
+        let result = runtime.block_on(session::run(self, &config, &spec, output));
+        // A read of stdin may be under way in a thread, and nobody will end it.
+        runtime.shutdown_background();
+        result
+    }
+
+    fn spec(&self) -> Result<Spec, Failed> {
+        let mut shares = Vec::new();
+        if let Some(workspace) = &self.workspace {
+            shares
+                .push(Share::workspace(workspace, WORKSPACE).map_err(crate::sandbox::spec::SpecError::from)?);
+        }
+        for mount in &self.mounts {
+            shares.push(Share::mount(mount).map_err(crate::sandbox::spec::SpecError::from)?);
+        }
+        let spec = Spec {
+            vcpus: self.cpus,
+            memory: self.memory,
+            disk: self.disk.unwrap_or(Size(self.memory.0 / 2)),
+            shares,
+            user: self.user.clone(),
+            vmm: self.vmm,
+        };
+        Ok(spec.check()?)
+    }
+
+    /// The variables of the command: the terminal's type, then what was asked for.
+    fn variables(&self, config: &Config) -> Vec<Variable> {
+        let term = self.tty.then(|| Variable { name: "TERM".into(), value: Text::from(config.term.clone()) });
+        let asked = self.env.iter().filter_map(|text| {
+            let bytes = text.as_bytes();
+            let split = bytes.iter().position(|byte| *byte == b'=');
+            let (name, value) = match split {
+                Some(at) => {
+                    (OsString::from_vec(bytes[..at].to_vec()), OsString::from_vec(bytes[at + 1..].to_vec()))
+                }
+                None => (text.clone(), Config::callers(text)?),
+            };
+            Some(Variable { name: Text::from(name), value: Text::from(value) })
+        });
+        term.into_iter().chain(asked).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_people_write_them() {
+        assert_eq!(duration("90").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        for wrong in ["", "0", "0s", "-1", "soon"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The life of a `firn run`: launch, pump, end.
+
+use super::super::exit::{self, Failed};
+use super::super::image;
+use super::super::output::Output;
+use super::Run;
+use super::events::{self, Events, Outcome};
+use super::signals::{Received, Signals};
+use super::stdio::{ReaderGone, Sinks, Stream};
+use crate::config::Config;
+use crate::guest::{ExecEvent, GuestError, Running};
+use crate::sandbox::Spec;
+use crate::sandbox::launch::{Isolation, Progress, Sandbox};
+use crate::sandbox::store::Store;
+use crate::sys::terminal::{self, RawMode};
+use crate::vm::Phase;
+use crate::vm::vmm::Accelerator;
+use bytes::{Bytes, BytesMut};
+use firn_protocol::{
+    EndedBy, Exec, ExitStatus, Exited, Input, NotStarted, NotStartedReason, Stdin, TerminalSize, Text,
+};
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt as _;
+
+/// How much later than the agent firn itself calls a timeout: the guest that should have kept it
+/// is then not to be trusted.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(30);
+
+/// How long to look for a better reason when the guest hangs up.
+const REASON_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many times Ctrl-C is passed on before it ends the sandbox.
+const INTERRUPTS: u32 = 2;
+
+/// How much stdin is read at once.
+const MOST_INPUT: usize = 64 * 1024;
+
+/// How the command ended.
+enum End {
+    Exited(Box<Exited>),
+    NotStarted(NotStarted),
+    /// Nobody reads our output any more.
+    ReaderGone,
+}
+
+/// Says what is done and how long it took, when that was asked for.
+struct Narrator {
+    verbose: bool,
+    start: Instant,
+    last: Instant,
+}
+
+impl Narrator {
+    fn new(verbose: bool) -> Narrator {
+        Narrator { verbose, start: Instant::now(), last: Instant::now() }
+    }
+
+    fn done(&mut self, output: &mut Output, what: &str) {
+        if self.verbose {
+            output.note(&format!("{:>8} ms  {what}", millis(self.last.elapsed())));
+        }
+        self.last = Instant::now();
+    }
+
+    fn total(&self, output: &mut Output, what: &str) {
+        if self.verbose {
+            output.note(&format!("{:>8} ms  in all; {what}", millis(self.start.elapsed())));
+        }
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    format!("{:.1}", duration.as_secs_f64() * 1000.0)
+}
+
+pub(super) async fn run(run: &Run, config: &Config, spec: &Spec, output: &mut Output) -> Result<u8, Failed> {
+    let mut narrator = Narrator::new(run.verbose);
+    let mut signals = Signals::listen()?;
+    clean_up(config, run.verbose, output)?;
+
+    let mut sandbox = {
+        let mut phase: Option<String> = None;
+        let mut progress = |progress: Progress| {
+            let now = describe(&progress);
+            if let Some(before) = phase.replace(now.clone()) {
+                narrator.done(output, &before);
+            }
+            output.doing(&now);
+        };
+        let launched = tokio::select! {
+            launched = Sandbox::launch(config, spec, &mut progress) => launched,
+            signal = signals.end() => return Err(Failed::Signal(signal)),
+        };
+        output.clear();
+        let launched = launched?;
+        if let Some(last) = phase {
+            narrator.done(output, &last);
+        }
+        launched
+    };
+    let isolation = sandbox.isolation();
+    if isolation.degraded() {
+        output.note("no usable KVM: the microVM is emulated in software (degraded isolation, slow)");
+    }
+
+    let mut events = run.json.then(Events::default);
+    let sinks = Sinks::open();
+    let ended = execute(run, config, &mut sandbox, &mut signals, &sinks, &mut events).await;
+    terminal::restore();
+    narrator.done(output, "the command");
+
+    // Only what is shared outlives the guest, so only then is there something to write back.
+    let synced = match &ended {
+        Ok(_) if !spec.shares.is_empty() => tokio::select! {
+            synced = sandbox.vm().sync() => synced,
+            signal = signals.end() => return Err(Failed::Signal(signal)),
+        },
+        _ => Ok(()),
+    };
+    if run.verbose {
+        report(&mut sandbox, output);
+    }
+    let console = sandbox.vm().console();
+    sandbox.destroy().await;
+    narrator.done(output, "the end of the microVM");
+
+    if ended.is_err() && run.verbose && !console.trim().is_empty() {
+        output.note(&format!("the guest's console:\n{}", console.trim_end()));
+    }
+    let end = ended?;
+    synced?;
+    let (code, outcome) = conclude(run, &end, isolation, output);
+    if let Some(events) = &mut events {
+        let last = events.finish(&outcome);
+        let _ = sinks.write(Stream::Stdout, &last).await;
+    }
+    tokio::select! {
+        // A reader that went away was told apart above, or has all it wanted.
+        _ = sinks.finish() => {}
+        signal = signals.end() => return Err(Failed::Signal(signal)),
+    }
+    narrator.total(output, &format!("exit code {code}"));
+    Ok(code)
+}
+
+/// Removes what a killed firn has left.
+fn clean_up(config: &Config, verbose: bool, output: &mut Output) -> Result<(), Failed> {
+    let reaped = Store::open(&config.runtime_dir)?.reap()?;
+    if verbose {
+        for id in &reaped.removed {
+            output.note(&format!("removed what was left of sandbox {id}, whose firn had been killed"));
+        }
+    }
+    for (id, error) in &reaped.failed {
+        output.note(&format!("cannot remove what was left of sandbox {id}: {error}"));
+    }
+    Ok(())
+}
+
+fn describe(progress: &Progress) -> String {
+    match progress {
+        Progress::Image => "finding the guest image".to_owned(),
+        Progress::Building(step) => image::describe(step),
+        Progress::Vm(Phase::Starting) => "starting the microVM".to_owned(),
+        Progress::Vm(Phase::Booting) => "booting".to_owned(),
+        Progress::Vm(Phase::Configuring) => "mounting".to_owned(),
+    }
+}
+
+async fn execute(
+    run: &Run,
+    config: &Config,
+    sandbox: &mut Sandbox,
+    signals: &mut Signals,
+    sinks: &Sinks,
+    events: &mut Option<Events>,
+) -> Result<End, Failed> {
+    let stdin_is_terminal = std::io::stdin().is_terminal();
+    let _raw =
+        if run.tty && stdin_is_terminal { Some(RawMode::enter().map_err(Failed::Terminal)?) } else { None };
+    let size = terminal::size().unwrap_or((24, 80));
+    let exec = Exec {
+        argv: run.command.iter().cloned().map(Text::from).collect(),
+        cwd: Some(Text::from(run.cwd.clone())),
+        env: run.variables(config),
+        user: run.user.clone(),
+        terminal: run.tty.then_some(TerminalSize { rows: size.0, columns: size.1 }),
+        stdin: Stdin::Stream,
+        timeout_ms: run.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
+        max_output_bytes: None,
+    };
+    let (agent, ended) = sandbox.vm().parts();
+    let mut ended = std::pin::pin!(ended);
+    let running = agent.exec(exec)?;
+    let pumped = tokio::select! {
+        biased;
+        pumped = pump(running, run, signals, sinks, events) => pumped,
+        failure = &mut ended => Err(failure.into()),
+    };
+    match pumped {
+        // A guest that hangs up is usually one that died: how is the better reason.
+        Err(Failed::Guest(GuestError::Closed { during })) => {
+            match tokio::time::timeout(REASON_PATIENCE, ended).await {
+                Ok(failure) => Err(Failed::Sandbox(failure)),
+                Err(_still_runs) => Err(GuestError::Closed { during }.into()),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Passes everything on, both ways, until the command is over.
+async fn pump(
+    mut running: Running<'_>,
+    run: &Run,
+    signals: &mut Signals,
+    sinks: &Sinks,
+    events: &mut Option<Events>,
+) -> Result<End, Failed> {
+    let mut stdin = tokio::io::stdin();
+    let mut input = BytesMut::new();
+    let mut waiting: Option<(Stream, Bytes)> = None;
+    let mut urgent: u32 = 0;
+    let deadline = run.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
+    let too_late = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut too_late = std::pin::pin!(too_late);
+    loop {
+        let room = running.stdin_room().unwrap_or(0).min(MOST_INPUT);
+        input.reserve(room);
+        let mut limited = (&mut stdin).take(room as u64);
+        let (stream, chunk) = waiting.clone().unwrap_or((Stream::Stdout, Bytes::new()));
+        tokio::select! {
+            written = sinks.write(stream, &chunk), if waiting.is_some() => {
+                waiting = None;
+                if let Err(ReaderGone) = written {
+                    // As a pipe does it: the command learns by dying.
+                    running.send(&Input::Cancel)?;
+                    return Ok(End::ReaderGone);
+                }
+            }
+            event = running.next(), if waiting.is_none() => {
+                let (stream, chunk) = match event? {
+                    ExecEvent::Started => match events {
+                        Some(events) => (Stream::Stdout, events.started()),
+                        None => continue,
+                    },
+                    ExecEvent::StdinRoom => continue,
+                    ExecEvent::Stdout(chunk) => shown(events, Stream::Stdout, chunk),
+                    ExecEvent::Stderr(chunk) => shown(events, Stream::Stderr, chunk),
+                    ExecEvent::Exited(exited) => return Ok(End::Exited(exited)),
+                    ExecEvent::NotStarted(reason) => return Ok(End::NotStarted(reason)),
+                };
+                waiting = Some((stream, chunk));
+            }
+            read = limited.read_buf(&mut input), if room > 0 => {
+                match read {
+                    Ok(1..) => running.send_stdin(input.split().freeze())?,
+                    // A stdin that cannot be read (a closed descriptor) is an empty one.
+                    Ok(0) | Err(_) => running.end_stdin()?,
+                }
+            }
+            received = signals.next() => match received {
+                Received::Resized => {
+                    if let Some((rows, columns)) = terminal::size() {
+                        running.send(&Input::Resize(TerminalSize { rows, columns }))?;
+                    }
+                }
+                Received::Hangup => running.send(&Input::Cancel)?,
+                Received::ForCommand(signal) => {
+                    urgent += 1;
+                    if urgent > INTERRUPTS {
+                        return Err(Failed::Signal(signal));
+                    }
+                    running.send(&Input::Signal { signal })?;
+                }
+            },
+            () = &mut too_late => {
+                return Err(GuestError::Silent {
+                    during: "the end of --timeout",
+                    patience: TIMEOUT_GRACE,
+                }.into());
+            }
+        }
+    }
+}
+
+/// Output as it is passed on: itself, or as events, which all go to stdout.
+fn shown(events: &mut Option<Events>, stream: Stream, chunk: Bytes) -> (Stream, Bytes) {
+    match events {
+        Some(events) => (Stream::Stdout, events.output(stream, &chunk)),
+        None => (stream, chunk),
+    }
+}
+
+/// What the caller is told.
+fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> (u8, Outcome) {
+    let mut outcome = Outcome {
+        exit_code: -1,
+        signal: None,
+        timed_out: false,
+        duration_ms: 0,
+        error: None,
+        isolation: events::Isolation {
+            requested: "vm",
+            effective: "vm",
+            vmm: isolation.vmm,
+            accelerator: match isolation.accelerator {
+                Accelerator::Kvm => "kvm",
+                Accelerator::Software => "software",
+            },
+            degraded: isolation.degraded(),
+        },
+    };
+    let code = match end {
+        End::Exited(exited) => {
+            outcome.duration_ms = exited.duration_us / 1000;
+            outcome.timed_out = exited.ended_by == EndedBy::Timeout;
+            match exited.status {
+                ExitStatus::Code(code) => outcome.exit_code = code,
+                ExitStatus::Signal(signal) => outcome.signal = Some(format!("SIG{signal}")),
+            }
+            match (exited.ended_by, exited.status) {
+                (EndedBy::Timeout, _) => {
+                    let timeout = run.timeout.unwrap_or_default();
+                    output.note(&format!("killed: timeout {}", humantime::format_duration(timeout)));
+                    exit::TIMEOUT
+                }
+                (_, ExitStatus::Code(code)) => u8::try_from(code).unwrap_or(u8::MAX),
+                (_, ExitStatus::Signal(signal)) => exit::signalled(signal),
+            }
+        }
+        End::NotStarted(reason) => {
+            let code = match reason.reason {
+                NotStartedReason::NotFound => exit::NOT_FOUND,
+                NotStartedReason::NotExecutable => exit::NOT_EXECUTABLE,
+                NotStartedReason::BadWorkingDirectory
+                | NotStartedReason::UnknownUser
+                | NotStartedReason::InvalidArgument
+                | NotStartedReason::NoResources
+                | NotStartedReason::Other => exit::FAILED,
+            };
+            let command = run.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+            output.note(&format!("cannot run {command}: {}", reason.message));
+            outcome.exit_code = i32::from(code);
+            outcome.error = Some(reason.message.clone());
+            code
+        }
+        End::ReaderGone => exit::signalled(libc::SIGPIPE),
+    };
+    (code, outcome)
+}
+
+/// What the sandbox was and used.
+fn report(sandbox: &mut Sandbox, output: &mut Output) {
+    let isolation = sandbox.isolation();
+    let strength = if isolation.degraded() { "degraded" } else { "full" };
+    let id = sandbox.id();
+    let group = match sandbox.cgroup() {
+        Some(path) => path.display().to_string(),
+        None => "none (no control group can be made here)".to_owned(),
+    };
+    output.note(&format!(
+        "sandbox {id}: isolation vm asked for, vm given ({}, {:?}, {strength}); network off; control group {group}",
+        isolation.vmm, isolation.accelerator
+    ));
+}

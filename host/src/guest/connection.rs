@@ -1,0 +1,270 @@
+//! One connection to an agent: the handshake, and requests that have one reply.
+
+use super::exec::Running;
+use bytes::{Buf as _, BytesMut};
+use firn_protocol::{
+    Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
+    RequestId, Stats,
+};
+use futures::StreamExt as _;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{Encoder as _, FramedRead};
+
+/// How long the agent may take to say hello, once connected.
+const HELLO_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How much may wait to be sent. The agent reads at all times, so more means that it does not.
+const OUTBOX: usize = 1 << 20;
+
+/// A conversation with an agent that went wrong. The connection is of no use afterwards, except
+/// after [`GuestError::Refused`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum GuestError {
+    /// The guest ended the connection.
+    #[error("the sandbox closed the connection during {during}")]
+    Closed {
+        /// What was under way.
+        during: &'static str,
+    },
+    /// The connection failed, or carried what is no frame or no message.
+    #[error("the sandbox broke the protocol during {during}")]
+    Frame {
+        /// What was under way.
+        during: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: FrameError,
+    },
+    /// A message that must not come at this point.
+    #[error("the sandbox broke the protocol during {during}: {what}")]
+    Unexpected {
+        /// What was under way.
+        during: &'static str,
+        /// What came.
+        what: String,
+    },
+    /// The agent speaks another version.
+    #[error("the agent in the sandbox speaks protocol {theirs}, firn speaks {PROTOCOL_VERSION}")]
+    Version {
+        /// Its version.
+        theirs: u32,
+    },
+    /// The agent did not answer in time.
+    #[error("the sandbox did not answer {during} within {}", humantime::format_duration(*patience))]
+    Silent {
+        /// What was under way.
+        during: &'static str,
+        /// How long it was waited for.
+        patience: Duration,
+    },
+    /// The agent does not read what it is sent.
+    #[error("the sandbox does not read what it is sent")]
+    Deaf,
+    /// The agent could not do it.
+    #[error("the sandbox could not do {during}: {}", .failure.message)]
+    Refused {
+        /// What was asked.
+        during: &'static str,
+        /// Its answer.
+        failure: Failure,
+    },
+}
+
+/// A connection after the handshake.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    read: FramedRead<OwnedReadHalf, Codec>,
+    write: OwnedWriteHalf,
+    outbox: BytesMut,
+    last_id: RequestId,
+}
+
+impl Connection {
+    /// Shakes hands with the agent at the other end, whoever dialled.
+    pub(crate) async fn establish(stream: UnixStream) -> Result<Connection, GuestError> {
+        let (read, write) = stream.into_split();
+        let read = FramedRead::with_capacity(read, Codec, 128 * 1024);
+        let mut connection = Connection { read, write, outbox: BytesMut::new(), last_id: 0 };
+        let during = "the handshake";
+        connection
+            .within(during, HELLO_PATIENCE, async |this| {
+                let frame = this.receive(during).await?;
+                if frame.kind != Kind::Hello {
+                    return Err(unexpected(during, &frame));
+                }
+                let hello: Hello = frame.message().map_err(|source| GuestError::Frame { during, source })?;
+                if hello.protocol != PROTOCOL_VERSION {
+                    return Err(GuestError::Version { theirs: hello.protocol });
+                }
+                let ours = Hello {
+                    protocol: PROTOCOL_VERSION,
+                    software: concat!("firn ", env!("CARGO_PKG_VERSION")).to_owned(),
+                    capabilities: Vec::new(),
+                };
+                this.post(Kind::Hello, 0, &ours, during)
+            })
+            .await?;
+        Ok(connection)
+    }
+
+    /// Makes the guest this sandbox.
+    pub(crate) async fn configure(
+        &mut self,
+        configure: Configure,
+        patience: Duration,
+    ) -> Result<(), GuestError> {
+        let during = "its configuration";
+        match self.ask(Request::Configure(Box::new(configure)), during, patience).await? {
+            Reply::Configured => Ok(()),
+            other => Err(wrong_reply(during, &other)),
+        }
+    }
+
+    /// Asks for a sign of life.
+    #[cfg_attr(not(test), expect(dead_code, reason = "asked by tests until sandboxes outlive a command"))]
+    pub(crate) async fn ping(&mut self, patience: Duration) -> Result<(), GuestError> {
+        match self.ask(Request::Ping, "a ping", patience).await? {
+            Reply::Pong => Ok(()),
+            other => Err(wrong_reply("a ping", &other)),
+        }
+    }
+
+    /// Asks what the guest uses.
+    pub(crate) async fn stats(&mut self, patience: Duration) -> Result<Stats, GuestError> {
+        match self.ask(Request::Stats, "its statistics", patience).await? {
+            Reply::Stats(stats) => Ok(stats),
+            other => Err(wrong_reply("its statistics", &other)),
+        }
+    }
+
+    /// Has all shares written back and the guest powered off.
+    pub(crate) async fn shutdown(&mut self, patience: Duration) -> Result<(), GuestError> {
+        let during = "the shutdown";
+        match self.ask(Request::Shutdown, during, patience).await? {
+            Reply::ShuttingDown => Ok(()),
+            other => Err(wrong_reply(during, &other)),
+        }
+    }
+
+    /// Starts a command. The connection is its until it is over.
+    pub(crate) fn exec(&mut self, exec: Exec) -> Result<Running<'_>, GuestError> {
+        let stdin = exec.stdin;
+        let id = self.request(&Request::Exec(Box::new(exec)), "a command")?;
+        Ok(Running::new(self, id, stdin))
+    }
+
+    async fn ask(
+        &mut self,
+        request: Request,
+        during: &'static str,
+        patience: Duration,
+    ) -> Result<Reply, GuestError> {
+        let id = self.request(&request, during)?;
+        self.within(during, patience, async |this| {
+            let frame = this.receive(during).await?;
+            if frame.id != id || frame.kind != Kind::Reply {
+                return Err(unexpected(during, &frame));
+            }
+            match frame.message().map_err(|source| GuestError::Frame { during, source })? {
+                Reply::Error(failure) => Err(GuestError::Refused { during, failure }),
+                reply => Ok(reply),
+            }
+        })
+        .await
+    }
+
+    fn request(&mut self, request: &Request, during: &'static str) -> Result<RequestId, GuestError> {
+        self.last_id = self.last_id.wrapping_add(1).max(1);
+        let id = self.last_id;
+        self.post(Kind::Request, id, request, during)?;
+        Ok(id)
+    }
+
+    async fn within<T>(
+        &mut self,
+        during: &'static str,
+        patience: Duration,
+        work: impl AsyncFnOnce(&mut Connection) -> Result<T, GuestError>,
+    ) -> Result<T, GuestError> {
+        tokio::time::timeout(patience, work(self))
+            .await
+            .unwrap_or(Err(GuestError::Silent { during, patience }))
+    }
+
+    /// Puts a message into the outbox.
+    pub(super) fn post<T: serde::Serialize>(
+        &mut self,
+        kind: Kind,
+        id: RequestId,
+        message: &T,
+        during: &'static str,
+    ) -> Result<(), GuestError> {
+        let frame = Frame::json(kind, id, message).map_err(|source| GuestError::Frame { during, source })?;
+        self.post_frame(frame, during)
+    }
+
+    /// Puts a frame into the outbox.
+    pub(super) fn post_frame(&mut self, frame: Frame, during: &'static str) -> Result<(), GuestError> {
+        if self.outbox.len() > OUTBOX {
+            return Err(GuestError::Deaf);
+        }
+        Codec.encode(frame, &mut self.outbox).map_err(|source| GuestError::Frame { during, source })
+    }
+
+    /// How many bytes wait to be sent.
+    pub(super) fn unsent(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// The next frame. Sends what waits in the outbox meanwhile, so that neither end can keep the
+    /// other from being read. May be dropped at any time without loss.
+    pub(super) async fn receive(&mut self, during: &'static str) -> Result<Frame, GuestError> {
+        loop {
+            tokio::select! {
+                frame = self.read.next() => {
+                    return match frame {
+                        Some(Ok(frame)) => Ok(frame),
+                        Some(Err(FrameError::Io(error))) if closed(&error) => Err(GuestError::Closed { during }),
+                        Some(Err(source)) => Err(GuestError::Frame { during, source }),
+                        None => Err(GuestError::Closed { during }),
+                    };
+                }
+                written = self.write.write(&self.outbox), if !self.outbox.is_empty() => match written {
+                    Ok(count) => self.outbox.advance(count),
+                    Err(error) if closed(&error) => return Err(GuestError::Closed { during }),
+                    Err(error) => return Err(GuestError::Frame { during, source: error.into() }),
+                }
+            }
+        }
+    }
+}
+
+fn closed(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// The error for a frame that must not come now.
+pub(super) fn unexpected(during: &'static str, frame: &Frame) -> GuestError {
+    let what = format!("{:?} frame of operation {} with {} bytes", frame.kind, frame.id, frame.body.len());
+    GuestError::Unexpected { during, what }
+}
+
+/// The error for a reply to something else.
+pub(super) fn wrong_reply(during: &'static str, reply: &Reply) -> GuestError {
+    // Not its contents: they are the guest's, of any size and with any characters.
+    let what = match reply {
+        Reply::Pong => "pong",
+        Reply::Configured => "configured",
+        Reply::Exited(_) => "exited",
+        Reply::NotStarted(_) => "not_started",
+        Reply::Stats(_) => "stats",
+        Reply::ShuttingDown => "shutting_down",
+        Reply::Error(_) => "error",
+    };
+    GuestError::Unexpected { during, what: format!("the reply {what}") }
+}

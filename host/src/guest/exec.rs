@@ -1,0 +1,129 @@
+//! A running command, seen from the host.
+
+use super::connection::{Connection, GuestError, unexpected, wrong_reply};
+use bytes::Bytes;
+use firn_protocol::{Event, Exited, Frame, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin};
+
+const DURING: &str = "a command";
+
+/// The most stdin that is sent ahead, whatever the agent grants, in bytes.
+const MOST_AHEAD: usize = STDIN_WINDOW as usize;
+
+/// What a command does.
+#[derive(Debug)]
+pub(crate) enum ExecEvent {
+    /// The program runs.
+    Started,
+    /// Bytes from stdout or the terminal.
+    Stdout(Bytes),
+    /// Bytes from stderr.
+    Stderr(Bytes),
+    /// There may be more room for stdin: see [`Running::stdin_room`].
+    StdinRoom,
+    /// It is over. The last event.
+    Exited(Box<Exited>),
+    /// It never ran. The last event.
+    NotStarted(NotStarted),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StdinState {
+    Open { credit: u64 },
+    Ended,
+}
+
+/// A command that was asked for and is not over.
+#[derive(Debug)]
+pub(crate) struct Running<'c> {
+    connection: &'c mut Connection,
+    id: RequestId,
+    started: bool,
+    stdin: StdinState,
+}
+
+impl<'c> Running<'c> {
+    pub(super) fn new(connection: &'c mut Connection, id: RequestId, stdin: Stdin) -> Running<'c> {
+        let stdin = match stdin {
+            Stdin::Null => StdinState::Ended,
+            Stdin::Stream => StdinState::Open { credit: u64::from(STDIN_WINDOW) },
+        };
+        Running { connection, id, started: false, stdin }
+    }
+
+    /// What happens next. May be dropped at any time without loss.
+    pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
+        let frame = self.connection.receive(DURING).await?;
+        if frame.id != self.id {
+            return Err(unexpected(DURING, &frame));
+        }
+        match frame.kind {
+            Kind::Stdout if self.started => Ok(ExecEvent::Stdout(frame.body)),
+            Kind::Stderr if self.started => Ok(ExecEvent::Stderr(frame.body)),
+            Kind::Event => self.event(&frame),
+            Kind::Reply => self.reply(&frame),
+            Kind::Hello
+            | Kind::Request
+            | Kind::Input
+            | Kind::Stdin
+            | Kind::StdinEnd
+            | Kind::Stdout
+            | Kind::Stderr => Err(unexpected(DURING, &frame)),
+        }
+    }
+
+    fn event(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
+        match frame.message().map_err(|source| GuestError::Frame { during: DURING, source })? {
+            Event::Started { .. } if self.started => Err(unexpected(DURING, frame)),
+            Event::Started { .. } => {
+                self.started = true;
+                Ok(ExecEvent::Started)
+            }
+            Event::StdinCredit { bytes } => {
+                if let StdinState::Open { credit } = &mut self.stdin {
+                    *credit = credit.saturating_add(u64::from(bytes));
+                }
+                Ok(ExecEvent::StdinRoom)
+            }
+            Event::StdinClosed => {
+                self.stdin = StdinState::Ended;
+                Ok(ExecEvent::StdinRoom)
+            }
+        }
+    }
+
+    fn reply(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
+        match frame.message().map_err(|source| GuestError::Frame { during: DURING, source })? {
+            Reply::Exited(exited) if self.started => Ok(ExecEvent::Exited(exited)),
+            Reply::NotStarted(reason) if !self.started => Ok(ExecEvent::NotStarted(reason)),
+            Reply::Error(failure) => Err(GuestError::Refused { during: DURING, failure }),
+            other => Err(wrong_reply(DURING, &other)),
+        }
+    }
+
+    /// How many bytes of stdin can be sent now. None: stdin has ended, at one end or the other.
+    pub(crate) fn stdin_room(&self) -> Option<usize> {
+        let StdinState::Open { credit } = self.stdin else { return None };
+        let ahead = MOST_AHEAD.saturating_sub(self.connection.unsent());
+        Some(ahead.min(usize::try_from(credit).unwrap_or(usize::MAX)))
+    }
+
+    /// Sends some stdin: no more than there is room for.
+    pub(crate) fn send_stdin(&mut self, bytes: Bytes) -> Result<(), GuestError> {
+        let StdinState::Open { credit } = &mut self.stdin else { return Ok(()) };
+        *credit = credit.saturating_sub(bytes.len() as u64);
+        self.connection.post_frame(Frame::new(Kind::Stdin, self.id, bytes), DURING)
+    }
+
+    /// Says that stdin has ended.
+    pub(crate) fn end_stdin(&mut self) -> Result<(), GuestError> {
+        if std::mem::replace(&mut self.stdin, StdinState::Ended) == StdinState::Ended {
+            return Ok(());
+        }
+        self.connection.post_frame(Frame::new(Kind::StdinEnd, self.id, Bytes::new()), DURING)
+    }
+
+    /// Sends a signal, a new terminal size, or the wish that it ends.
+    pub(crate) fn send(&mut self, input: &Input) -> Result<(), GuestError> {
+        self.connection.post(Kind::Input, self.id, input, DURING)
+    }
+}

@@ -1,0 +1,344 @@
+//! What is written down of running sandboxes, so that nothing of a dead one stays.
+//!
+//! ```text
+//!   RUNTIME/sandboxes/.lock            held while an entry is made or reaped
+//!   RUNTIME/sandboxes/ID/lock          held by the process that owns the sandbox, while it lives
+//!   RUNTIME/sandboxes/ID/record.json   what was made outside this folder, written before it is
+//!   RUNTIME/sandboxes/ID/sockets/      the sockets of its helpers
+//! ```
+//!
+//! The owner may be killed at any instant. The kernel then ends its helpers and drops its lock, and
+//! the next firn command removes the rest: only what a record names, and only when the lock shows
+//! that the owner is gone.
+
+use super::SandboxId;
+use crate::sys::cgroup::{Cgroup, Hierarchy};
+use crate::sys::identity::Identity;
+use crate::sys::lock::Lock;
+use nix::unistd::Uid;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long killed processes may take to be gone. A guest's memory is given back page by page.
+const REAP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Records of this version are understood, no others.
+const RECORD_VERSION: u32 = 1;
+
+/// What a sandbox has outside its folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    /// The control group, when there is one.
+    cgroup: Option<PathBuf>,
+}
+
+/// The folder of all records could not be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// A file or folder could not be made, read or removed.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder belongs to somebody else, who could put anything into it.
+    #[error("{} is not ours alone: remove it, or set FIRN_RUNTIME_DIR", .0.display())]
+    NotOurs(PathBuf),
+    /// Socket paths are short (`unix(7)`).
+    #[error("{} is too long a path for sockets: set FIRN_RUNTIME_DIR to a shorter one", .0.display())]
+    TooLong(PathBuf),
+    /// The control group could not be made.
+    #[error("cannot make the control group {}", path.display())]
+    Cgroup {
+        /// Its folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gave no random number.
+    #[error("cannot choose a name for the sandbox")]
+    Name(#[source] getrandom::Error),
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::File { action, path: path.to_owned(), source }
+}
+
+/// The records of this user's sandboxes.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+/// What was left of sandboxes whose owners are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Reaped {
+    /// Those that were removed.
+    pub(crate) removed: Vec<SandboxId>,
+    /// Those that were not, and why.
+    pub(crate) failed: Vec<(SandboxId, StoreError)>,
+}
+
+impl Store {
+    /// The store in `runtime_dir`, which is made if it is not there.
+    pub(crate) fn open(runtime_dir: &Path) -> Result<Store, StoreError> {
+        // Root's helpers run as strangers and must be able to pass through, not to look around.
+        let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
+        let dir = runtime_dir.join("sandboxes");
+        let longest = dir.join("00000000/sockets/vsock_4294967295");
+        if longest.as_os_str().len() > 107 {
+            return Err(StoreError::TooLong(runtime_dir.to_owned()));
+        }
+        for dir in [runtime_dir, &dir] {
+            fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(failed("make", dir))?;
+            let found = fs::symlink_metadata(dir).map_err(failed("look at", dir))?;
+            let ours =
+                found.is_dir() && found.uid() == Uid::effective().as_raw() && found.mode() & 0o022 == 0;
+            if !ours {
+                return Err(StoreError::NotOurs(dir.to_owned()));
+            }
+        }
+        Ok(Store { dir })
+    }
+
+    fn lock(&self) -> Result<Lock, StoreError> {
+        let path = self.dir.join(".lock");
+        Lock::wait(&path).map_err(failed("lock", &path))
+    }
+
+    /// Makes the place of a new sandbox: its folder, its record, then its control group.
+    pub(crate) fn claim(&self) -> Result<Place, StoreError> {
+        let id = SandboxId::random().map_err(StoreError::Name)?;
+        let dir = self.dir.join(id.to_string());
+        let cgroup = Hierarchy::find().map(|hierarchy| hierarchy.parent.join(id.to_string()));
+        let record = Record { version: RECORD_VERSION, cgroup: cgroup.clone() };
+        let identity = Identity::least(id.number());
+        let held = self.lock()?;
+        let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
+        fs::DirBuilder::new().mode(mode).create(&dir).map_err(failed("make", &dir))?;
+        let lock_path = dir.join("lock");
+        let lock = Lock::wait(&lock_path).map_err(failed("lock", &lock_path))?;
+        // From here on dropping the place undoes what was done.
+        let place =
+            Place { id, dir, cgroup: cgroup.map_or_else(Cgroup::none, Cgroup::at), identity, _lock: lock };
+        place.write(&record)?;
+        drop(held);
+        let sockets = place.sockets();
+        fs::DirBuilder::new().mode(0o700).create(&sockets).map_err(failed("make", &sockets))?;
+        identity.own(&sockets).map_err(failed("give away", &sockets))?;
+        place.cgroup.create().map_err(|source| StoreError::Cgroup {
+            path: place.cgroup.path().unwrap_or(Path::new("")).to_owned(),
+            source,
+        })?;
+        Ok(place)
+    }
+
+    /// Removes what is left of sandboxes whose owners are gone.
+    pub(crate) fn reap(&self) -> Result<Reaped, StoreError> {
+        let mut reaped = Reaped::default();
+        let ids = self.ids()?;
+        if ids.is_empty() {
+            return Ok(reaped);
+        }
+        let _held = self.lock()?;
+        for id in ids {
+            match self.reap_one(id) {
+                Ok(true) => reaped.removed.push(id),
+                Ok(false) => {}
+                Err(error) => reaped.failed.push((id, error)),
+            }
+        }
+        Ok(reaped)
+    }
+
+    /// Whatever else is in the folder is not ours.
+    fn ids(&self) -> Result<Vec<SandboxId>, StoreError> {
+        let entries = fs::read_dir(&self.dir).map_err(failed("read", &self.dir))?;
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    fn reap_one(&self, id: SandboxId) -> Result<bool, StoreError> {
+        let dir = self.dir.join(id.to_string());
+        let lock_path = dir.join("lock");
+        let lock = match Lock::attempt(&lock_path) {
+            Ok(lock) => lock,
+            // Its owner removed it while we were looking.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("lock", &lock_path)(error)),
+        };
+        let Some(lock) = lock else { return Ok(false) };
+        let record_path = dir.join("record.json");
+        let cgroup = match fs::read(&record_path) {
+            Ok(json) => match serde_json::from_slice::<Record>(&json) {
+                // A newer firn's sandbox is for a newer firn to reap.
+                Ok(record) if record.version != RECORD_VERSION => return Ok(false),
+                Ok(record) => record.cgroup,
+                // It is renamed into place whole, so this is not half a record.
+                Err(error) => return Err(failed("understand", &record_path)(error.into())),
+            },
+            // Killed before it was written: then nothing else was made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed("read", &record_path)(error)),
+        };
+        let identity = Identity::least(id.number());
+        let cgroup = cgroup.map_or_else(Cgroup::none, Cgroup::at);
+        Place { id, dir: dir.clone(), cgroup, identity, _lock: lock }.remove()?;
+        Ok(true)
+    }
+}
+
+/// A sandbox's place on the host. Dropping it removes everything it names.
+#[derive(Debug)]
+pub(crate) struct Place {
+    id: SandboxId,
+    dir: PathBuf,
+    cgroup: Cgroup,
+    identity: Identity,
+    _lock: Lock,
+}
+
+impl Place {
+    /// The sandbox's name.
+    pub(crate) fn id(&self) -> SandboxId {
+        self.id
+    }
+
+    /// Who its helpers are.
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The group of its processes.
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The folder of its sockets.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.dir.join("sockets")
+    }
+
+    fn write(&self, record: &Record) -> Result<(), StoreError> {
+        let (path, new) = (self.dir.join("record.json"), self.dir.join("record.new"));
+        let json = serde_json::to_vec(record).map_err(|error| failed("write", &path)(error.into()))?;
+        let write = || {
+            let mut file = fs::File::create(&new)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            file.write_all(&json)?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    fn remove(&self) -> Result<(), StoreError> {
+        self.cgroup.destroy(REAP_PATIENCE).map_err(|source| StoreError::File {
+            action: "remove the control group",
+            path: self.cgroup.path().unwrap_or(Path::new("")).to_owned(),
+            source,
+        })?;
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.dir)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next command: the record stays.
+        let _ = self.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let store = Store::open(&dir.path().join("firn")).unwrap();
+        (dir, store)
+    }
+
+    fn entries(store: &Store) -> usize {
+        store.ids().unwrap().len()
+    }
+
+    #[test]
+    fn a_place_leaves_nothing() {
+        let (_dir, store) = store();
+        let place = store.claim().unwrap();
+        let cgroup = place.cgroup().path().map(Path::to_owned);
+        assert!(place.sockets().is_dir());
+        assert!(cgroup.as_ref().is_none_or(|path| path.is_dir()));
+        drop(place);
+        assert_eq!(entries(&store), 0);
+        assert!(cgroup.is_none_or(|path| !path.exists()));
+    }
+
+    #[test]
+    fn the_living_are_left_alone_and_the_dead_are_reaped() {
+        let (_dir, store) = store();
+        let alive = store.claim().unwrap();
+        let dead = store.claim().unwrap();
+        let dead_id = dead.id();
+        let dead_group = dead.cgroup().path().map(Path::to_owned);
+        // What is left of a killed owner: everything but the lock.
+        let Place { dir, .. } = &dead;
+        let lock = dir.join("lock");
+        fs::rename(&lock, dir.join("old")).unwrap();
+        fs::write(&lock, "").unwrap();
+        std::mem::forget(dead);
+        let reaped = store.reap().unwrap();
+        assert_eq!(reaped.removed, [dead_id]);
+        assert!(reaped.failed.is_empty());
+        assert!(dead_group.is_none_or(|path| !path.exists()));
+        assert!(alive.sockets().is_dir());
+        assert_eq!(entries(&store), 1);
+    }
+
+    #[test]
+    fn what_has_no_record_is_not_touched() {
+        let (_dir, store) = store();
+        fs::create_dir(store.dir.join("precious")).unwrap();
+        fs::write(store.dir.join("note"), "x").unwrap();
+        assert!(store.reap().unwrap().removed.is_empty());
+        assert!(store.dir.join("precious").is_dir());
+    }
+
+    #[test]
+    fn a_newer_record_is_left_to_a_newer_firn() {
+        let (_dir, store) = store();
+        let dir = store.dir.join("0badcafe");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("record.json"), r#"{"version":2,"cgroup":null,"tap":"x"}"#).unwrap();
+        assert!(store.reap().unwrap().removed.is_empty());
+        assert!(dir.is_dir());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_refused() {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let runtime = dir.path().join("firn");
+        fs::create_dir(&runtime).unwrap();
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Store::open(&runtime), Err(StoreError::NotOurs(_))));
+    }
+
+    #[test]
+    fn a_path_too_long_for_sockets_is_refused() {
+        let long = Path::new("/tmp").join("x".repeat(90));
+        assert!(matches!(Store::open(&long), Err(StoreError::TooLong(_))));
+    }
+}
