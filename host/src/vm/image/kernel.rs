@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::build::sha256_hex;
 use super::bzimage::{self, ExtractError};
 use super::index::Stamp;
 use super::manifest::Source;
@@ -116,7 +117,7 @@ impl Kernel {
             Ok(modules) => modules,
             Err(source) => return Err(KernelError::Modules { path, source }),
         };
-        let sha256 = super::sha256_hex(&image);
+        let sha256 = sha256_hex(&image);
         let named = bzimage::release(&image);
         let built_for = modules.iter().find_map(|module| module.built_for.clone());
         let directory = || self.modules.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::build::{INITRD_FILE, KERNEL_FILE};
 use super::bzimage::tests::bzimage;
 use super::compression::Compression;
+use super::manifest::MANIFEST_FILE;
 use super::*;
 
 const RELEASE: &str = "6.1.0-1-test";
