@@ -192,6 +192,24 @@ pub(super) mod tests {
         }
     }
 
+    /// Written by the programs that the kernel's build runs, on pipes and with its options
+    /// (`scripts/Makefile.lib`, `scripts/xz_wrap.sh`): a zstd window and an xz dictionary of 128 MiB,
+    /// an xz filter for x86.
+    #[test]
+    fn what_the_kernels_build_writes_is_read() {
+        const ZSTD_22_ULTRA: &[u8] = b"\x28\xb5\x2f\xfd\x04\x88\x65\x00\x00\x28\x66\x69\x72\x6e\x20\x01\x00\x40\x50\x45\x0b\x56\x57\x37\
+            \x52";
+        const XZ_X86: &[u8] = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x01\x04\x00\x21\x01\x1e\x00\x05\x0c\xec\xd7\
+            \xe0\x00\xc7\x00\x0b\x5d\x00\x33\x1a\x4a\xab\x9e\xd2\x5f\xa5\x65\x80\x00\x00\x00\x9d\x77\xeb\x53\
+            \x00\x01\x23\xc8\x01\x00\x00\x00\x3a\x67\xb4\x23\x3e\x30\x0d\x8b\x02\x00\x00\x00\x00\x01\x59\x5a";
+        const LZ4_LEGACY_9: &[u8] =
+            b"\x02\x21\x4c\x18\x0f\x00\x00\x00\x5f\x66\x69\x72\x6e\x20\x05\x00\xab\x50\x66\x69\x72\x6e\x20";
+        for packed in [ZSTD_22_ULTRA, XZ_X86, LZ4_LEGACY_9] {
+            let format = Compression::detect(packed).unwrap();
+            assert!(format.decompress(packed, 200).unwrap() == b"firn ".repeat(40), "{format}");
+        }
+    }
+
     #[test]
     fn a_limit_is_a_limit() {
         for format in ALL {
