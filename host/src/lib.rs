@@ -3,6 +3,7 @@
 pub mod cli;
 mod config;
 mod guest;
+mod preflight;
 mod sandbox;
 mod sys;
 mod view;
