@@ -45,6 +45,8 @@ struct Completions {
     shell: clap_complete::Shell,
 }
 
+mod doctor;
+
 /// Runs the command the process was started with.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
