@@ -1,1 +1,15 @@
-//! End-to-end tests.
+//! What end-to-end tests are written with.
+//!
+//! A test makes a [`Host`], a user of firn with folders of its own, runs the built `firn` there as
+//! a person would, and looks at what comes out. When the `Host` goes, it checks that firn left
+//! nothing: no process, no control group, no folder.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+#![allow(clippy::missing_panics_doc, reason = "in a test a failure is a panic")]
+
+mod firn;
+mod host;
+mod peer;
+
+pub use firn::{Finished, Firn, collect};
+pub use host::{Host, binaries};
+pub use peer::{Peer, exec};

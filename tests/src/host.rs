@@ -1,0 +1,184 @@
+//! A user of firn, with folders of its own.
+
+use crate::{Firn, Peer};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long to wait for something that happens soon or never.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A home, a runtime folder and a cache; the cache is shared by all tests, because making a guest
+/// image takes seconds.
+#[derive(Debug)]
+pub struct Host {
+    dir: TempDir,
+    cache: PathBuf,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test suite's own settings")]
+fn setting(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// The folder with the built `firn` and `firn-agent`: `make test` says where.
+#[must_use]
+pub fn binaries() -> PathBuf {
+    setting("FIRN_TEST_BIN")
+        .expect("FIRN_TEST_BIN must name the folder with firn and firn-agent: use `make test`")
+}
+
+impl Default for Host {
+    fn default() -> Host {
+        Host::new()
+    }
+}
+
+impl Host {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Host {
+        // Short, because socket paths are; open for passing through, because root's helpers run as
+        // somebody else.
+        let dir = tempfile::Builder::new().prefix("firn-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        for name in ["home", "work"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let cache = setting("FIRN_TEST_CACHE").unwrap_or_else(|| binaries().join("test-cache"));
+        Host { dir, cache }
+    }
+
+    /// One with an empty cache.
+    #[must_use]
+    pub fn with_empty_cache() -> Host {
+        let mut host = Host::new();
+        host.cache = host.dir.path().join("cache");
+        host
+    }
+
+    /// The folder of running sandboxes.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The folder of kernels and images.
+    #[must_use]
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// A folder to work in, on the host.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// `firn` with these arguments, not started yet.
+    #[must_use]
+    pub fn firn(&self, args: &[&str]) -> Firn {
+        Firn::new(self, args)
+    }
+
+    /// `firn run` with these arguments, not started yet.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Firn {
+        let mut all = vec!["run"];
+        all.extend_from_slice(args);
+        self.firn(&all)
+    }
+
+    pub(crate) fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// The folders of the sandboxes that exist now.
+    #[must_use]
+    pub fn sandboxes(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.runtime().join("sandboxes")) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+    }
+
+    /// The control groups that exist now of these sandboxes.
+    #[must_use]
+    pub fn cgroups(&self, sandboxes: &[PathBuf]) -> Vec<PathBuf> {
+        let recorded = sandboxes.iter().filter_map(|sandbox| fs::read(sandbox.join("record.json")).ok());
+        recorded
+            .filter_map(|record| {
+                let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+                record["cgroup"].as_str().map(PathBuf::from)
+            })
+            .collect()
+    }
+
+    /// The processes that have to do with this host's sandboxes: their command lines name its
+    /// folders.
+    #[must_use]
+    pub fn processes(&self) -> Vec<String> {
+        let ours = self.dir.path().to_str().unwrap().to_owned();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(&ours) {
+                found.push(format!("{pid} {line}"));
+            }
+        }
+        found
+    }
+
+    /// Waits for the sandbox of a `firn run` in the background, and connects to its agent. The
+    /// command it was started with must be running.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(peer) =
+                self.sandboxes().first().and_then(|sandbox| Peer::vsock(&sandbox.join("sockets/vsock")))
+            {
+                return peer;
+            }
+            assert!(Instant::now() < deadline, "no sandbox answers");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until `condition` holds.
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + SOON;
+        while !condition() {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Checks that nothing is left of any sandbox.
+    pub fn assert_clean(&self) {
+        let sandboxes = self.sandboxes();
+        assert!(sandboxes.is_empty(), "left in the runtime folder: {sandboxes:?}");
+        // A killed process is gone a moment later than its parent.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let processes = self.processes();
+            if processes.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "still running: {processes:#?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_clean();
+        }
+    }
+}

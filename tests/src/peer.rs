@@ -1,0 +1,114 @@
+//! The host's end of the protocol, in the simplest form: blocking, one connection.
+
+use bytes::BytesMut;
+use firn_protocol::{
+    Codec, Event, Exec, Exited, Frame, Hello, Kind, PROTOCOL_VERSION, Reply, Request, Stdin,
+};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+use tokio_util::codec::{Decoder as _, Encoder as _};
+
+/// When a peer is taken for hanging.
+const HANG: Duration = Duration::from_secs(120);
+
+/// A connection to an agent, after the handshake.
+#[derive(Debug)]
+pub struct Peer {
+    stream: UnixStream,
+    arrived: BytesMut,
+    id: u32,
+}
+
+/// A command without input.
+#[must_use]
+pub fn exec(argv: &[&str]) -> Exec {
+    Exec {
+        argv: argv.iter().map(|arg| (*arg).into()).collect(),
+        cwd: None,
+        env: Vec::new(),
+        user: None,
+        terminal: None,
+        stdin: Stdin::Null,
+        timeout_ms: None,
+        max_output_bytes: None,
+    }
+}
+
+impl Peer {
+    /// Connects to the agent in a guest, through the host's end of vsock. None: it does not answer.
+    #[must_use]
+    pub fn vsock(socket: &Path) -> Option<Peer> {
+        let mut stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(HANG)).unwrap();
+        stream.write_all(format!("CONNECT {}\n", firn_protocol::AGENT_PORT).as_bytes()).ok()?;
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte).ok()?;
+        }
+        Some(Peer::greet(stream))
+    }
+
+    fn greet(stream: UnixStream) -> Peer {
+        let mut peer = Peer { stream, arrived: BytesMut::new(), id: 0 };
+        let hello: Hello = peer.receive(Kind::Hello).message().unwrap();
+        assert_eq!(hello.protocol, PROTOCOL_VERSION);
+        let ours =
+            Hello { protocol: PROTOCOL_VERSION, software: "test".to_owned(), capabilities: Vec::new() };
+        peer.send(&Frame::json(Kind::Hello, 0, &ours).unwrap());
+        peer
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        let mut wire = BytesMut::new();
+        Codec.encode(frame.clone(), &mut wire).unwrap();
+        self.stream.write_all(&wire).unwrap();
+    }
+
+    fn next(&mut self) -> Frame {
+        let mut chunk = vec![0; 256 * 1024];
+        loop {
+            if let Some(frame) = Codec.decode(&mut self.arrived).unwrap() {
+                return frame;
+            }
+            let read = self.stream.read(&mut chunk).expect("the agent hangs");
+            assert_ne!(read, 0, "the agent closed the connection");
+            self.arrived.extend_from_slice(&chunk[..read]);
+        }
+    }
+
+    fn receive(&mut self, kind: Kind) -> Frame {
+        let frame = self.next();
+        assert_eq!(frame.kind, kind);
+        frame
+    }
+
+    /// Asks for something that has one reply.
+    pub fn ask(&mut self, request: &Request) -> Reply {
+        self.id += 1;
+        self.send(&Frame::json(Kind::Request, self.id, request).unwrap());
+        self.receive(Kind::Reply).message().unwrap()
+    }
+
+    /// Runs a command to its end and counts what it writes.
+    pub fn run(&mut self, exec: Exec, mut output: impl FnMut(Kind, &[u8])) -> Exited {
+        self.id += 1;
+        self.send(&Frame::json(Kind::Request, self.id, &Request::Exec(Box::new(exec))).unwrap());
+        loop {
+            let frame = self.next();
+            assert_eq!(frame.id, self.id, "a frame of another operation");
+            match frame.kind {
+                Kind::Stdout | Kind::Stderr => output(frame.kind, &frame.body),
+                Kind::Event => {
+                    let _: Event = frame.message().unwrap();
+                }
+                Kind::Reply => match frame.message().unwrap() {
+                    Reply::Exited(exited) => return *exited,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("a {other:?} frame"),
+            }
+        }
+    }
+}

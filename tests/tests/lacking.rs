@@ -1,0 +1,104 @@
+//! What firn says when something it needs is not there.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+
+use firn_tests::{Host, binaries};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+#[test]
+fn programs_that_are_missing_are_named_with_what_to_do() {
+    let host = Host::new();
+    for (variable, part) in [
+        ("FIRN_BWRAP", "FIRN_BWRAP"),
+        ("FIRN_VIRTIOFSD", "FIRN_VIRTIOFSD"),
+        ("FIRN_QEMU", "FIRN_QEMU"),
+        ("FIRN_VHOST_DEVICE_VSOCK", "FIRN_VHOST_DEVICE_VSOCK"),
+        ("FIRN_AGENT", "FIRN_AGENT"),
+    ] {
+        let done =
+            host.run(&["--vmm", "qemu", "--", "true"]).env(variable, "/no/such/program").finish().expect(125);
+        assert!(done.stderr.contains(part) && done.stderr.contains("/no/such/program"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn helpers_that_do_not_work_are_told_with_their_own_words() {
+    let host = Host::new();
+    for variable in ["FIRN_VIRTIOFSD", "FIRN_QEMU", "FIRN_VHOST_DEVICE_VSOCK"] {
+        let broken = host.work().join("broken");
+        fs::write(&broken, "#!/bin/sh\necho broken to pieces >&2\nexit 3\n").unwrap();
+        fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(host.work(), fs::Permissions::from_mode(0o755)).unwrap();
+        let done = host.run(&["--vmm", "qemu", "--", "true"]).env(variable, &broken).finish().expect(125);
+        assert!(done.stderr.contains("broken to pieces"), "{variable}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_static_is_refused() {
+    let host = Host::with_empty_cache();
+    let done = host.run(&["--", "true"]).env("FIRN_AGENT", "/bin/ls").finish().expect(125);
+    assert!(done.stderr.contains("static"), "{}", done.stderr);
+}
+
+#[test]
+fn a_kernel_that_is_none_is_refused() {
+    let host = Host::with_empty_cache();
+    let args = ["image", "build", "--kernel", "/bin/ls", "--modules", "/usr/lib"];
+    let done = host.firn(&args).finish().expect(125);
+    assert!(done.stderr.contains("/bin/ls"), "{}", done.stderr);
+    host.firn(&["image", "build", "--kernel", "/no/such", "--modules", "/usr/lib"]).finish().expect(125);
+}
+
+#[test]
+fn cloud_hypervisor_without_kvm_is_refused_by_name() {
+    let host = Host::new();
+    let doctor = host.firn(&["doctor", "--json"]).finish();
+    let checks: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let kvm = checks.as_array().unwrap().iter().find(|check| check["name"] == "kvm").unwrap();
+    if kvm["status"] == "ok" {
+        // Then it is not refused: the suite runs on it.
+        return;
+    }
+    let done = host.run(&["--vmm", "cloud-hypervisor", "--", "true"]).finish().expect(125);
+    assert!(done.stderr.contains("needs KVM"), "{}", done.stderr);
+}
+
+#[test]
+fn relative_and_unreadable_paths() {
+    let host = Host::new();
+    let done = host.run(&["-w", "no/such/folder", "--", "true"]).finish().expect(2);
+    assert!(done.stderr.contains("no/such/folder"), "{}", done.stderr);
+    fs::create_dir(host.work().join("sub")).unwrap();
+    fs::write(host.work().join("sub/x"), "here").unwrap();
+    let done = host.run(&["-w", "sub", "--", "cat", "x"]).finish().expect(0);
+    assert_eq!(done.text(), "here");
+}
+
+#[test]
+fn a_runtime_folder_of_somebody_else_is_refused() {
+    let host = Host::new();
+    let open = host.work().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let done = host.run(&["--", "true"]).env("FIRN_RUNTIME_DIR", &open).finish().expect(125);
+    assert!(done.stderr.contains("not ours alone"), "{}", done.stderr);
+    let done = host.run(&["--", "true"]).env("FIRN_RUNTIME_DIR", "relative").finish().expect(125);
+    assert!(done.stderr.contains("absolute"), "{}", done.stderr);
+}
+
+#[test]
+fn images_can_be_listed_inspected_and_rebuilt() {
+    let host = Host::new();
+    host.firn(&["image", "build"]).finish().expect(0);
+    let list = host.firn(&["image", "list", "--json"]).finish().expect(0);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let id = list[0]["id"].as_str().unwrap().to_owned();
+    let shown = host.firn(&["image", "inspect", &id, "--json"]).finish().expect(0);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["manifest"]["name"], "lean");
+    assert_eq!(shown["manifest"]["manifest_version"], 1);
+    let agent = fs::metadata(binaries().join("firn-agent")).unwrap().len();
+    assert!(agent <= 4_000_000, "the agent has {agent} bytes");
+    host.firn(&["image", "inspect", "no-such-image"]).finish().expect(125);
+}
