@@ -1,2 +1,141 @@
-//! stub
-fn main() {}
+//! `firn-agent`: runs in a sandbox and executes what the host asks for.
+//!
+//! Three ways to start it, one protocol (`firn-protocol`) on every connection:
+//!
+//! | started as | it is | connections |
+//! |---|---|---|
+//! | `/init`, PID 1 | the init process of a lean guest | vsock: listens, and dials the host once |
+//! | `--listen PATH` | a process among others | a Unix socket |
+//! | `--connect-fd N` | the agent of a jail | the stream it was started with |
+//!
+//! ```text
+//!   main ─▶ guest (init only: mounts, modules, power)
+//!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
+//!                        └─▶ guest::configure, stats
+//! ```
+//!
+//! One thread, no thread pool: a supervisor is a plain copy of the agent, and that is only sound when
+//! no other thread exists. Nothing in here may use `spawn_blocking`, and so neither `tokio::fs`.
+
+mod agent;
+mod connection;
+mod exec;
+mod guest;
+mod listen;
+mod log;
+mod outgoing;
+mod stats;
+mod sys;
+
+use agent::{Agent, AgentError, Role};
+use listen::Doorkeeper;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: firn-agent --listen PATH | --connect-fd N | --version";
+
+/// What the command line asks for.
+enum Mode {
+    Init,
+    Listen(PathBuf),
+    Connected(i32),
+    Version,
+}
+
+/// Why the agent ends.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum MainError {
+    #[error("{USAGE}")]
+    Usage,
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot use descriptor {fd}")]
+    Adopt {
+        fd: i32,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Connection(#[from] connection::ConnectionError),
+}
+
+fn main() -> ExitCode {
+    let result = match mode(std::env::args_os()) {
+        Some(Mode::Init) => guest::run(),
+        Some(Mode::Listen(path)) => listen_on(path),
+        Some(Mode::Connected(fd)) => speak_on(fd),
+        Some(Mode::Version) => {
+            let version = concat!("firn-agent ", env!("CARGO_PKG_VERSION"), "\n");
+            let _ = io::stdout().write_all(version.as_bytes());
+            Ok(())
+        }
+        None => Err(MainError::Usage),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error(log::chain(&error));
+            ExitCode::from(if matches!(error, MainError::Usage) { 2 } else { 1 })
+        }
+    }
+}
+
+fn mode(mut arguments: impl Iterator<Item = OsString>) -> Option<Mode> {
+    let name = arguments.next();
+    // Being PID 1 is not enough: so is the agent of a jail.
+    if name.is_some_and(|name| name == "/init") && std::process::id() == 1 {
+        return Some(Mode::Init);
+    }
+    let flag = arguments.next()?;
+    let mode = match flag.to_str()? {
+        "--listen" => Mode::Listen(arguments.next()?.into()),
+        "--connect-fd" => Mode::Connected(arguments.next()?.to_str()?.parse().ok().filter(|fd| *fd >= 0)?),
+        "--version" => Mode::Version,
+        _ => return None,
+    };
+    arguments.next().is_none().then_some(mode)
+}
+
+fn listen_on(path: PathBuf) -> Result<(), MainError> {
+    agent::prepare_process()?;
+    // Before the working directory changes: the path may be relative.
+    let listener = match listen::bind_unix(&path) {
+        Ok(listener) => listener,
+        Err(source) => return Err(MainError::Listen { path, source }),
+    };
+    agent::enter_proc()?;
+    listen::block_on(async move {
+        let agent = Agent::new(Role::Plain)?;
+        let listener = tokio::net::UnixListener::from_std(listener)
+            .map_err(|source| MainError::Listen { path, source })?;
+        let doorkeeper = Doorkeeper::new(std::rc::Rc::clone(&agent));
+        tokio::join!(agent.reap(), listen::accept_unix(&listener, &doorkeeper));
+        Ok(())
+    })
+    .map_err(MainError::Runtime)?
+}
+
+fn speak_on(fd: i32) -> Result<(), MainError> {
+    agent::prepare_process()?;
+    agent::enter_proc()?;
+    listen::block_on(async move {
+        let agent = Agent::new(Role::Plain)?;
+        let stream = listen::adopt_unix(fd).map_err(|source| MainError::Adopt { fd, source })?;
+        tokio::select! {
+            () = agent.reap() => Ok(()),
+            result = connection::serve(&agent, Box::new(stream)) => result.map_err(MainError::from),
+        }
+    })
+    .map_err(MainError::Runtime)?
+}

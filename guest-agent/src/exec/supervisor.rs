@@ -1,0 +1,269 @@
+//! The process between the agent and a command.
+//!
+//! Each exec has one, a copy of the agent that never becomes anything else:
+//!
+//! ```text
+//!   agent ──fork──▶ supervisor ──vfork, execve──▶ command ──▶ its children …
+//!     ◀── Report ───┤  subreaper: whatever loses its parent below becomes its child
+//!     ─── Order ───▶┘
+//! ```
+//!
+//! It is why a command and all it started can be found and killed with certainty and without
+//! cgroups: nothing below a subreaper gets out from under it. It alone waits for the command, so a
+//! signal is never sent to a number that has been given to somebody else, and the agent as PID 1 can
+//! reap whatever turns up. It ends when nothing is left below it, and at the latest when the agent
+//! has gone (its end of the socket pair closes).
+
+use super::command::{Command, Resolved};
+use super::report::{Ended, Order, PACKET, Report, Stage, StartFailure};
+use super::tree::{self, Tree};
+use crate::sys;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::socket::{MsgFlags, recv, send};
+use nix::unistd::Pid;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::time::Instant;
+
+/// What the agent hands to a supervisor.
+pub(crate) struct Brief {
+    pub(crate) command: Command,
+    pub(crate) stdio: Stdio,
+    /// The supervisor's end of the socket pair.
+    pub(crate) control: OwnedFd,
+}
+
+/// The command's ends of its streams.
+pub(crate) enum Stdio {
+    /// Stdin, stdout, stderr.
+    Pipes([OwnedFd; 3]),
+    /// All three.
+    Terminal(OwnedFd),
+}
+
+impl Stdio {
+    fn each(&self) -> [&OwnedFd; 3] {
+        match self {
+            Stdio::Pipes([stdin, stdout, stderr]) => [stdin, stdout, stderr],
+            Stdio::Terminal(terminal) => [terminal; 3],
+        }
+    }
+}
+
+/// The life of a supervisor. `signals` is the agent's own descriptor for SIGCHLD: a signalfd tells
+/// of the signals of whoever reads it.
+pub(crate) fn run(brief: Brief, signals: &SignalFd) -> Infallible {
+    let Brief { command, stdio, control } = brief;
+    let report = |report: Report| {
+        let _ = send(control.as_raw_fd(), &report.to_packet(), MsgFlags::MSG_NOSIGNAL);
+    };
+    let mut kept = vec![control.as_raw_fd(), signals.as_fd().as_raw_fd()];
+    kept.extend(stdio.each().map(|stream| stream.as_raw_fd()));
+    close_all_but(&mut kept);
+    // The agent is one too, but that does not pass to its children.
+    let adopted = prctl::set_child_subreaper(true);
+    let _ = prctl::set_name(c"firn-supervisor");
+
+    let started = adopted
+        .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })
+        .and_then(|()| command.resolve())
+        .and_then(|command| start(&command, &stdio));
+    drop(stdio);
+    match started {
+        Err(failure) => report(Report::Failed(failure)),
+        Ok(pid) => {
+            let since = Instant::now();
+            report(Report::Started { pid: pid.as_raw() });
+            report(Report::Ended(watch(pid, since, &control, signals)));
+        }
+    }
+    sys::exit_now(0)
+}
+
+/// Closes every descriptor of the agent's but these.
+fn close_all_but(kept: &mut [RawFd]) {
+    kept.sort_unstable();
+    let mut next = 0;
+    for fd in kept {
+        sys::close_between(next, *fd - 1);
+        next = *fd + 1;
+    }
+    sys::close_between(next, RawFd::MAX);
+}
+
+/// Makes the command's process. On success `execve` is done.
+fn start(command: &Resolved, stdio: &Stdio) -> Result<Pid, StartFailure> {
+    let mut failure = None;
+    let mut child = || {
+        failure = Some(become_command(command, stdio));
+        127
+    };
+    let pid = sys::vfork(&mut child)
+        .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })?;
+    // The child has run on this memory: what it wrote is here.
+    match failure {
+        None => Ok(pid),
+        Some(failure) => Err(failure),
+    }
+}
+
+/// The command's process up to `execve`. It shares the supervisor's memory: no lock, no handler and
+/// nothing that must be undone.
+fn become_command(command: &Resolved, stdio: &Stdio) -> StartFailure {
+    let at = |stage: Stage| move |errno: Errno| StartFailure { stage, errno: errno as i32 };
+    let prepare = || {
+        nix::unistd::setsid().map_err(at(Stage::Process))?;
+        if let Stdio::Terminal(terminal) = stdio {
+            sys::control_terminal(terminal).map_err(at(Stage::Terminal))?;
+        }
+        for (number, stream) in (0..).zip(stdio.each()) {
+            sys::place(stream.as_fd(), number).map_err(at(Stage::Stdio))?;
+        }
+        sys::close_between(3, RawFd::MAX);
+        if let Some(identity) = &command.identity {
+            match sys::set_groups(&identity.groups) {
+                // A user namespace may forbid it, and then there is nothing to give up either.
+                Err(Errno::EPERM) if command.own_identity => {}
+                result => result.map_err(at(Stage::Identity))?,
+            }
+            sys::set_gid(identity.gid).map_err(at(Stage::Identity))?;
+            sys::set_uid(identity.uid).map_err(at(Stage::Identity))?;
+        }
+        // After the change of user, which clears it. A second net: should the supervisor be killed,
+        // the command at least goes with it at once.
+        prctl::set_pdeathsig(Signal::SIGKILL).map_err(at(Stage::Process))?;
+        nix::unistd::chdir(command.cwd.as_c_str()).map_err(at(Stage::Directory))?;
+        sys::restore_sigpipe();
+        nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+            .map_err(at(Stage::Process))
+    };
+    match prepare() {
+        Ok(()) => execute(command),
+        Err(failure) => failure,
+    }
+}
+
+/// Tries the candidates in order, as `execvp(3)` does, but never falls back to a shell.
+fn execute(command: &Resolved) -> StartFailure {
+    let mut kept = StartFailure { stage: Stage::Program, errno: Errno::ENOENT as i32 };
+    for program in &command.candidates {
+        let Err(errno) = nix::unistd::execve(program, &command.argv, &command.env);
+        let failure = StartFailure { stage: Stage::Program, errno: errno as i32 };
+        match errno {
+            Errno::ENOENT if is_there(program) => {
+                return StartFailure { stage: Stage::Interpreter, ..failure };
+            }
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // Another folder may hold one that can be executed. If none does, this is the answer.
+            Errno::EACCES => kept = failure,
+            _ => return failure,
+        }
+    }
+    kept
+}
+
+fn is_there(program: &CString) -> bool {
+    nix::unistd::access(program.as_c_str(), nix::unistd::AccessFlags::F_OK).is_ok()
+}
+
+/// Waits for the command to end, doing what the agent says meanwhile; then ends all it started.
+fn watch(command: Pid, since: Instant, control: &OwnedFd, signals: &SignalFd) -> Ended {
+    let mut killed = false;
+    let mut ended = loop {
+        if let Some(ended) = reap(command, since) {
+            break ended;
+        }
+        let mut ready = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+        ];
+        match nix::poll::poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => killed = true,
+        }
+        let [child, order] = ready.map(|ready| ready.any().unwrap_or(true));
+        if child {
+            let _ = signals.read_signal();
+        }
+        // An order is carried out only while the command has not been waited for: see `reap`.
+        if let Some(ended) = reap(command, since) {
+            break ended;
+        }
+        if order {
+            let mut packet = [0; PACKET];
+            match recv(control.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Ok(length) => match Order::from_packet(&packet[..length]) {
+                    Some(Order::Signal(signal)) => send_signal(command, signal),
+                    // Nothing at all: the agent has gone.
+                    Some(Order::Kill) | None => killed = true,
+                },
+                Err(_) => killed = true,
+            }
+        }
+        if killed {
+            // The command first and by its own number: it counts as killed only if this, and not
+            // its own end, is what happens to it.
+            let _ = sys::kill(command.as_raw(), libc::SIGSTOP);
+            if let Some(ended) = reap(command, since) {
+                killed = false;
+                break ended;
+            }
+            let tree = Tree::below(Pid::this());
+            tree.stop();
+            let _ = sys::kill(command.as_raw(), libc::SIGKILL);
+            let _ = sys::kill(-command.as_raw(), libc::SIGKILL);
+            break wait_for_death(command, since, signals);
+        }
+    };
+    ended.killed = killed;
+    ended.leftovers = tree::end_all(signals);
+    ended
+}
+
+/// Waits for every child that has ended. The command's end is the answer when it is among them.
+fn reap(command: Pid, since: Instant) -> Option<Ended> {
+    let mut ended = None;
+    while let Ok(Some(waited)) = sys::wait_any(0) {
+        if waited.pid == command {
+            ended = Some(Ended {
+                status: waited.status,
+                killed: false,
+                duration: since.elapsed(),
+                user: waited.user,
+                system: waited.system,
+                max_rss_bytes: waited.max_rss_bytes,
+                leftovers: 0,
+            });
+        }
+    }
+    ended
+}
+
+/// Waits for a command that has been sent SIGKILL. One that cannot die (it hangs in the kernel) is
+/// reported as killed after a while; it is counted among the leftovers then.
+fn wait_for_death(command: Pid, since: Instant, signals: &SignalFd) -> Ended {
+    let deadline = Instant::now() + tree::PATIENCE;
+    loop {
+        if let Some(ended) = reap(command, since) {
+            return ended;
+        }
+        if Instant::now() > deadline {
+            return Ended { status: libc::SIGKILL, duration: since.elapsed(), ..Ended::default() };
+        }
+        tree::pause(signals);
+    }
+}
+
+fn send_signal(command: Pid, signal: i32) {
+    // The group is the command's own since its setsid. A command may have left it; then the signal
+    // is for the command alone.
+    if sys::kill(-command.as_raw(), signal) == Err(Errno::ESRCH) {
+        let _ = sys::kill(command.as_raw(), signal);
+    }
+}
