@@ -24,11 +24,13 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # at_least VERSION WANTED: whether VERSION is WANTED or later.
 at_least() { [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
-# good_enough PROGRAM VERSION: whether a PROGRAM that is on PATH is VERSION or later. Its answer must be the
-# version alone: QEMU's old C program is called virtiofsd too, and says "virtiofsd version 7.2".
+# good_enough PROGRAM VERSION: whether a PROGRAM that is on PATH is VERSION or later. It must answer
+# with a version, after its name at most: QEMU's old C program is called virtiofsd too, and says
+# "virtiofsd version 7.2".
 good_enough() {
     command -v "$1" >/dev/null 2>&1 || return 1
-    at_least "$("$1" --version 2>/dev/null | sed -nE "1s/^$1 (backend )?([0-9]+(\.[0-9]+)+).*/\2/p")" "$2"
+    at_least "$("$1" --version 2>/dev/null </dev/null |
+        sed -nE '1s/^([a-z-]+ )?(backend )?([0-9]+(\.[0-9]+)+).*/\3/p')" "$2"
 }
 
 # ---- Debian packages ------------------------------------------------------------------------
