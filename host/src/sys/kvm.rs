@@ -341,8 +341,7 @@ impl Drop for GuestMemory {
 struct Probe {
     vcpu: VcpuFd,
     _vm: VmFd,
-    #[cfg_attr(not(test), expect(dead_code, reason = "kept until the machine is gone"))]
-    memory: GuestMemory,
+    _memory: GuestMemory,
 }
 
 const PML4: u64 = 0x1000;
@@ -410,7 +409,7 @@ impl Probe {
         sregs.cr0 |= 1 << 31 | 1; // PG, PE
         sregs.efer |= 1 << 10 | 1 << 8; // LMA, LME
         vcpu.set_sregs(&sregs).map_err(at("enter long mode"))?;
-        Ok(Probe { vcpu, _vm: vm, memory })
+        Ok(Probe { vcpu, _vm: vm, _memory: memory })
     }
 
     fn run(&mut self, stop: &AtomicBool) -> Result<Duration, ProbeError> {
@@ -526,7 +525,7 @@ mod tests {
             let stop = Arc::clone(&stop);
             move || {
                 let mut probe = Probe::new()?;
-                probe.memory.write(CODE as usize, &[0xeb, 0xfe]); // jmp to itself
+                probe._memory.write(CODE as usize, &[0xeb, 0xfe]); // jmp to itself
                 probe.run(&stop)
             }
         });
