@@ -7,6 +7,7 @@
 //! `<socket>_<port>` for those the guest makes to CID 2.
 
 pub(crate) mod backend;
+pub(crate) mod cloud_hypervisor;
 pub(crate) mod qemu;
 
 pub(crate) use backend::Backend;
