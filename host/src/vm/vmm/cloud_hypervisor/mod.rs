@@ -13,6 +13,7 @@
 
 mod client;
 mod config;
+mod events;
 
 #[cfg(test)]
 mod contract;
