@@ -17,3 +17,291 @@ mod events;
 
 #[cfg(test)]
 mod contract;
+
+use super::{Accelerator, Confinement, Machine, SOCKETS, Vmm, VmmError};
+use crate::sys::bubblewrap::Bubblewrap;
+use crate::sys::identity::Identity;
+use crate::sys::process::{Helper, ProcessError, Tail};
+use async_trait::async_trait;
+use client::{ApiError, Client, State};
+use config::{Files, VmConfig, not_applied};
+use events::Life;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, PipeReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+
+const NAME: &str = "cloud-hypervisor";
+
+const KVM: &str = "/dev/kvm";
+
+/// The API's socket in the folder of sockets.
+const API: &str = "api";
+
+/// How long cloud-hypervisor may take to exit after the guest was turned off, or to be gone after
+/// it was killed.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the last of what a process wrote may take to reach us after it ended.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A running cloud-hypervisor.
+#[derive(Debug)]
+pub(crate) struct CloudHypervisor {
+    helper: Helper,
+    /// What the guest wrote to its serial port. What cloud-hypervisor itself says is the helper's.
+    console: Tail,
+    /// What events told; its sender is gone when the process is.
+    life: watch::Receiver<Life>,
+}
+
+impl CloudHypervisor {
+    /// Starts it and boots the guest. Returns when the guest's processors run.
+    ///
+    /// The sockets of [`Machine::exports`] have to listen already, and to go on: with one that
+    /// nobody serves, cloud-hypervisor blocks for a minute and answers nothing, so the caller
+    /// should be ready to drop this when an export ends.
+    pub(crate) async fn start(
+        program: &Path,
+        machine: &Machine,
+        confinement: Confinement<'_>,
+    ) -> Result<CloudHypervisor, VmmError> {
+        for (_tag, socket) in &machine.exports {
+            let path = confinement.sockets.join(socket);
+            std::fs::metadata(&path).map_err(|source| VmmError::Open { path, source })?;
+        }
+        let identity = confinement.identity.with_device(Path::new(KVM));
+        let mut namespace = Bubblewrap::new(confinement.bwrap, identity);
+        namespace.device(Path::new(KVM));
+        namespace.read_write(confinement.sockets, Path::new(SOCKETS));
+
+        // It inherits a socket that listens, so nobody waits for a path to appear: the first
+        // connection is accepted as soon as it is up, and refused when it is not coming up.
+        let api = confinement.sockets.join(API);
+        let listener =
+            UnixListener::bind(&api).map_err(|source| VmmError::Open { path: api.clone(), source })?;
+        let (events, events_end) = pipe_to(&mut namespace)?;
+        let (console, console_end) = pipe_to(&mut namespace)?;
+        let files = Files {
+            kernel: inherit(&mut namespace, &machine.kernel)?,
+            initrd: inherit(&mut namespace, &machine.initrd)?,
+            console: reopenable(console_end, identity)?,
+        };
+        let config = VmConfig::new(machine, files);
+        let args: Vec<OsString> = [
+            "--api-socket".to_owned(),
+            format!("fd={}", namespace.pass(listener.into())),
+            "--event-monitor".to_owned(),
+            format!("fd={events_end}"),
+            "--seccomp".to_owned(),
+            "true".to_owned(),
+        ]
+        .map(OsString::from)
+        .to_vec();
+
+        let helper = namespace.command(NAME, program, &args).start(confinement.cgroup)?;
+        let tail = Tail::default();
+        tail.follow(console);
+        let mut starting = CloudHypervisor { helper, console: tail, life: events::follow(events) };
+        match starting.bring_up(&Client::new(&api), &config).await {
+            Ok(()) => Ok(starting),
+            Err(error) => {
+                starting.destroy().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(&mut self, client: &Client, config: &VmConfig) -> Result<(), VmmError> {
+        let result = tokio::select! {
+            result = boot(client, config) => result,
+            _ = self.helper.ended() => return Err(self.failed().await),
+        };
+        let Err(error) = result else { return Ok(()) };
+        // When one of its threads panics it still answers, with an error that says nothing, and
+        // then ends: its own words say more.
+        match tokio::time::timeout(LAST_WORDS_PATIENCE, self.helper.ended()).await {
+            Ok(_ended) => Err(self.failed().await),
+            Err(_still_runs) => Err(error),
+        }
+    }
+
+    /// Waits until events and console have told all they had, after the process ended.
+    async fn last_words(&mut self) {
+        let told = async { while self.life.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, told).await;
+        // The other pipes were closed at the same moment; their readers only have to get a turn.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    /// Why it ended, when the guest is not the reason.
+    async fn failed(&mut self) -> VmmError {
+        self.last_words().await;
+        self.helper.failed().await.into()
+    }
+
+    /// The process of cloud-hypervisor itself, below bubblewrap's.
+    fn below(&self) -> Vec<u32> {
+        self.helper.pid().map(children).unwrap_or_default()
+    }
+
+    /// Kills it and waits until it is gone. Its parent, bubblewrap, waits for it and follows.
+    async fn kill(&mut self) {
+        for process in self.below() {
+            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+        }
+        let _ = tokio::time::timeout(EXIT_PATIENCE, self.helper.ended()).await;
+        self.helper.kill().await;
+    }
+}
+
+/// Tells an empty cloud-hypervisor what to be.
+async fn boot(client: &Client, config: &VmConfig) -> Result<(), VmmError> {
+    let version = client.ping().await?.version;
+    client.create(config).await?;
+    let info = client.info().await?;
+    let asked = serde_json::to_value(config).unwrap_or_default();
+    let lost = not_applied(&asked, &info.config);
+    if info.state != State::Created || !lost.is_empty() {
+        return Err(VmmError::Refused {
+            vmm: NAME,
+            request: client::CREATE.name,
+            reason: format!(
+                "version {version} reports state {:?} and did not apply: {}",
+                info.state,
+                lost.join(", ")
+            ),
+        });
+    }
+    client.boot().await?;
+    Ok(())
+}
+
+impl From<ApiError> for VmmError {
+    fn from(error: ApiError) -> VmmError {
+        let silent = |request, source| VmmError::Silent { vmm: NAME, request, source: Some(source) };
+        let refused = |request, reason| VmmError::Refused { vmm: NAME, request, reason };
+        match error {
+            ApiError::Connect { call, source } => silent(call, source),
+            ApiError::Broken { call, source } => silent(call, io::Error::other(source)),
+            ApiError::Late { call, within } => {
+                let waited = format!("waited {} s", within.as_secs());
+                silent(call, io::Error::new(io::ErrorKind::TimedOut, waited))
+            }
+            ApiError::Refused { call, status, chain } => {
+                refused(call, format!("{} ({status})", chain.join(": ")))
+            }
+            ApiError::TooLarge { call } => refused(call, "with too long an answer".to_owned()),
+            ApiError::Unreadable { call, source } => refused(call, format!("unreadable answer, {source}")),
+        }
+    }
+}
+
+#[async_trait]
+impl Vmm for CloudHypervisor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Kvm
+    }
+
+    async fn ended(&mut self) -> VmmError {
+        let told = tokio::select! {
+            biased;
+            Ok(()) = over(&mut self.life) => true,
+            _ = self.helper.ended() => false,
+        };
+        if !told {
+            self.last_words().await;
+        }
+        let life = *self.life.borrow();
+        let how = match life {
+            // It would run the guest a second time.
+            Life::Reset | Life::Panicked => {
+                self.kill().await;
+                if life == Life::Reset { "reset" } else { "panicked" }
+            }
+            Life::Off => {
+                // This also happens to a guest whose VMM fails: it exits with 0 all the same, and
+                // only what it complains of tells the difference.
+                let _ = tokio::time::timeout(EXIT_PATIENCE, self.helper.ended()).await;
+                self.last_words().await;
+                let output = self.helper.output();
+                if complains(&output) {
+                    let status = "it gave the guest up".to_owned();
+                    return ProcessError::Ended { name: NAME, status, output }.into();
+                }
+                "powered off"
+            }
+            Life::Before | Life::Running => return self.failed().await,
+        };
+        VmmError::GuestEnded { how: how.to_owned(), console: self.console() }
+    }
+
+    async fn destroy(&mut self) {
+        self.kill().await;
+    }
+
+    fn console(&self) -> String {
+        self.console.text()
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.helper.pid().into_iter().chain(self.below()).collect()
+    }
+}
+
+/// Waits until the guest has ended; fails when nothing more will be heard of it.
+async fn over(life: &mut watch::Receiver<Life>) -> Result<(), watch::error::RecvError> {
+    life.wait_for(|life| life.is_over()).await.map(drop)
+}
+
+/// Whether cloud-hypervisor logged an error or one of its threads panicked.
+fn complains(output: &str) -> bool {
+    output.contains("> ERROR:") || output.contains(" panicked at ")
+}
+
+/// Hands a file to the process by descriptor: no path of the host has to exist in its namespace.
+/// It is opened again from there, so the process's identity has to be allowed to read it.
+fn inherit(namespace: &mut Bubblewrap, path: &Path) -> Result<String, VmmError> {
+    let file = File::open(path).map_err(|source| VmmError::Open { path: path.to_owned(), source })?;
+    Ok(descriptor_path(namespace.pass(OwnedFd::from(file))))
+}
+
+/// A pipe from the process to us: our end, and the number of the other.
+fn pipe_to(namespace: &mut Bubblewrap) -> Result<(pipe::Receiver, i32), VmmError> {
+    let failed = |source| VmmError::Open { path: PathBuf::from("a pipe"), source };
+    let (ours, other): (PipeReader, _) = io::pipe().map_err(failed)?;
+    let ours = pipe::Receiver::from_owned_fd(ours.into()).map_err(failed)?;
+    Ok((ours, namespace.pass(other.into())))
+}
+
+/// The path of a pipe that the process will open again, which its owner may.
+fn reopenable(fd: i32, identity: Identity) -> Result<String, VmmError> {
+    let path = descriptor_path(fd);
+    match identity.own(Path::new(&path)) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(VmmError::Open { path: path.into(), source }),
+    }
+}
+
+/// A descriptor that is open in the process, by name.
+fn descriptor_path(fd: i32) -> String {
+    format!("/proc/self/fd/{fd}")
+}
+
+/// The processes that `process` started and that still run.
+fn children(process: u32) -> Vec<u32> {
+    std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))
+        .map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect())
+        .unwrap_or_default()
+}
