@@ -11,6 +11,7 @@
 
 use nix::unistd::Uid;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Where distributions keep programs that are not meant for people's `PATH`.
@@ -161,6 +162,16 @@ impl Config {
             .collect();
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
         Ok(Config { runtime_dir, cache_dir, search, term, programs })
+    }
+
+    /// The folders programs are looked for in, those of programs that were named by variables
+    /// first: a list like `PATH`.
+    pub(crate) fn search_path(&self) -> OsString {
+        let named = self.programs.iter().filter_map(|(_, path)| path.parent());
+        let folders = named.chain(self.search.iter().map(PathBuf::as_path));
+        // A folder with a colon in its name cannot be in such a list, and is left out.
+        std::env::join_paths(folders.filter(|folder| !folder.as_os_str().as_bytes().contains(&b':')))
+            .unwrap_or_default()
     }
 
     /// The caller's own value of a variable, to be passed on by name.

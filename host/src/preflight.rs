@@ -30,9 +30,6 @@ const VIRTIOFSD: [u32; 2] = [1, 10];
 /// The oldest QEMU whose microvm machine is known to boot our guests.
 const QEMU: [u32; 2] = [7, 2];
 
-/// Where distributions keep virtiofsd off the `PATH`.
-const VIRTIOFSD_FOLDERS: [&str; 3] = ["usr/libexec", "usr/lib/qemu", "usr/local/bin"];
-
 /// What is inspected, and what the caller knows already.
 #[derive(Debug)]
 pub(crate) struct Host<'a> {
@@ -272,7 +269,9 @@ impl Host<'_> {
     }
 
     fn virtiofsd(&self) -> Check {
-        virtiofsd(self.path, self.root).needed(
+        // QEMU's answers "virtiofsd version 7.2.22": a higher number, and another program.
+        let found = program::fit(self.path, "virtiofsd", &["virtiofsd", "virtiofsd backend"], &VIRTIOFSD);
+        found.needed(
             "virtiofsd",
             "shows host folders to VMs",
             "VMs cannot be shown any file of the host",
@@ -522,21 +521,6 @@ fn linkage_of(head: &[u8]) -> Option<Linkage> {
         }
     }
     Some(Linkage::Static)
-}
-
-fn virtiofsd(path: &OsStr, root: &Path) -> Found {
-    let folders: Vec<PathBuf> = VIRTIOFSD_FOLDERS.iter().map(|folder| root.join(folder)).collect();
-    let path = program::with_folders(path, &folders);
-    // QEMU's answers "virtiofsd version 7.2.22": a higher number, and another program.
-    program::fit(&path, "virtiofsd", &["virtiofsd", "virtiofsd backend"], &VIRTIOFSD)
-}
-
-/// The virtiofsd that [`Host::inspect`] reports as usable, for the launch to start the same.
-pub(crate) fn find_virtiofsd(path: &OsStr) -> Option<PathBuf> {
-    match virtiofsd(path, Path::new("/")) {
-        Found::Good { path, .. } => Some(path),
-        Found::Unfit(_) | Found::Absent => None,
-    }
 }
 
 #[cfg(test)]

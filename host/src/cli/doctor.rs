@@ -3,8 +3,16 @@
 //! Only the rendering: what is looked at is decided in [`crate::preflight`], and the caller prints
 //! to its stdout and exits with [`exit_code`].
 
-use crate::preflight::{Backend, Report, Status};
+use super::exit::Failed;
+use crate::config::{Config, Program};
+use crate::preflight::{Backend, Caller, Host, Kernel, Report, Status};
+use crate::sandbox::store::Store;
+use crate::sys::identity::Identity;
+use crate::sys::kvm::host_facts;
+use crate::vm::image::Images;
+use nix::unistd::{Uid, User};
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Check what this host has for sandboxes, and say what mends what it lacks
 ///
@@ -14,6 +22,29 @@ pub(crate) struct DoctorArgs {
     /// Print a JSON array of checks: name, status (ok, warning, missing), found, meaning, remedy
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Looks at this host.
+pub(super) fn examine(config: &Config) -> Result<Report, Failed> {
+    // The measurements are kept beside the records.
+    Store::open(&config.runtime_dir)?;
+    let facts = host_facts(&config.runtime_dir);
+    let path = config.search_path();
+    let uid = Uid::effective();
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let caller = match Identity::least(0) {
+        Identity::Stranger { id, .. } => Caller::Root { helper_id: id },
+        Identity::Caller => Caller::User(&name),
+    };
+    let agent = config.program(Program::Agent).unwrap_or_else(|_missing| Program::Agent.file_name().into());
+    let kernel = match Images::new(&config.cache_dir).kernel_at_hand() {
+        Some((release, path)) => Kernel::Installed { release, path },
+        None if config.search.iter().any(|dir| dir.join("apt-get").exists()) => {
+            Kernel::Fetchable { package: "linux-image-cloud-amd64".to_owned() }
+        }
+        None => Kernel::Absent,
+    };
+    Ok(Host { path: &path, root: Path::new("/"), kvm: &facts.kvm, kernel, agent: &agent, caller }.inspect())
 }
 
 /// How a status is shown.

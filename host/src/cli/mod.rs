@@ -8,8 +8,10 @@ mod run;
 use crate::config::{Config, Program};
 use crate::vm::image::Images;
 use clap::{Parser, Subcommand};
+use doctor::Marks;
 use exit::Failed;
 use output::Output;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 /// Runs untrusted code and coding agents in disposable sandboxes.
@@ -34,6 +36,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Run>),
     Image(image::ImageArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(Completions),
 }
 
@@ -84,6 +87,15 @@ fn dispatch(command: Command, output: &mut Output) -> Result<u8, Failed> {
             output.stdout(&out)?;
             done?;
             Ok(0)
+        }
+        Command::Doctor(args) => {
+            let config = Config::read()?;
+            let report = doctor::examine(&config)?;
+            let marks = if std::io::stdout().is_terminal() { Marks::Signs } else { Marks::Words };
+            let mut out = Vec::new();
+            doctor::write(&args, &report, marks, &mut out).map_err(Failed::Stdout)?;
+            output.stdout(&out)?;
+            Ok(doctor::exit_code(&report))
         }
         Command::Completions(Completions { shell }) => {
             let mut script = Vec::new();

@@ -4,7 +4,7 @@ use super::exec::Running;
 use bytes::{Buf as _, BytesMut};
 use firn_protocol::{
     Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
-    RequestId, Stats,
+    RequestId,
 };
 use futures::StreamExt as _;
 use std::time::Duration;
@@ -121,23 +121,6 @@ impl Connection {
         match self.ask(Request::Configure(Box::new(configure)), during, patience).await? {
             Reply::Configured => Ok(()),
             other => Err(wrong_reply(during, &other)),
-        }
-    }
-
-    /// Asks for a sign of life.
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked by tests until sandboxes outlive a command"))]
-    pub(crate) async fn ping(&mut self, patience: Duration) -> Result<(), GuestError> {
-        match self.ask(Request::Ping, "a ping", patience).await? {
-            Reply::Pong => Ok(()),
-            other => Err(wrong_reply("a ping", &other)),
-        }
-    }
-
-    /// Asks what the guest uses.
-    pub(crate) async fn stats(&mut self, patience: Duration) -> Result<Stats, GuestError> {
-        match self.ask(Request::Stats, "its statistics", patience).await? {
-            Reply::Stats(stats) => Ok(stats),
-            other => Err(wrong_reply("its statistics", &other)),
         }
     }
 

@@ -5,7 +5,7 @@
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -162,16 +162,10 @@ pub(crate) fn fit(path: &OsStr, name: &str, titles: &[&str], least: &[u32]) -> F
     unfit.map_or(Found::Absent, Found::Unfit)
 }
 
-/// `path` with more folders after it.
-pub(crate) fn with_folders(path: &OsStr, more: &[PathBuf]) -> OsString {
-    let folders = std::env::split_paths(path).chain(more.iter().cloned());
-    // Fails for a folder with a colon only, and ours have none.
-    std::env::join_paths(folders).unwrap_or_else(|_| path.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
 
     #[test]
     fn versions_are_read_where_they_belong_and_ordered_by_number() {
@@ -203,7 +197,7 @@ mod tests {
     fn relative_folders_and_files_that_cannot_be_executed_are_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tool"), "").unwrap();
-        let path = with_folders(OsStr::new(".:bin"), &[dir.path().to_owned()]);
+        let path = OsString::from(format!(".:bin:{}", dir.path().display()));
         assert_eq!(find(&path, "tool"), None);
         std::fs::set_permissions(dir.path().join("tool"), std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(find(&path, "tool"), Some(dir.path().join("tool")));

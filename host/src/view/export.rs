@@ -43,10 +43,8 @@ pub(crate) struct Exporter<'a> {
 /// A running export.
 #[derive(Debug)]
 pub(crate) struct Export {
-    /// Its virtiofs tag.
+    /// Its virtiofs tag, and the name of the vhost-user socket the VMM connects to. It listens.
     pub(crate) tag: &'static str,
-    /// The vhost-user socket the VMM connects to. It listens.
-    pub(crate) socket: PathBuf,
     /// The `virtiofsd` behind it.
     pub(crate) helper: Helper,
 }
@@ -130,7 +128,7 @@ impl Exporter<'_> {
         );
         args.extend(flags);
         let helper = namespace.command("virtiofsd", self.virtiofsd, &args).start(self.cgroup)?;
-        Ok(Export { tag, socket, helper })
+        Ok(Export { tag, helper })
     }
 }
 

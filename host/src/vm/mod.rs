@@ -223,12 +223,6 @@ impl Vm {
         self.vmm.console()
     }
 
-    /// The host's ids of all its processes.
-    pub(crate) fn processes(&self) -> Vec<u32> {
-        let exports = self.exports.iter().filter_map(|export| export.helper.pid());
-        self.vmm.processes().into_iter().chain(exports).collect()
-    }
-
     /// Has the guest write everything back.
     pub(crate) async fn sync(&mut self) -> Result<(), VmError> {
         let (agent, ended) = self.parts();

@@ -6,6 +6,7 @@
 //!   it does not refused                     qemu in software     qemu in software
 //! ```
 
+use super::cloud_hypervisor::CloudHypervisor;
 use super::qemu::{Acceleration, Programs, Qemu};
 use super::{Accelerator, Confinement, Machine, Vmm, VmmError};
 use crate::config::{Config, ConfigError, Program};
@@ -85,8 +86,7 @@ impl Backend {
     ) -> Result<Box<dyn Vmm>, VmmError> {
         match self {
             Backend::CloudHypervisor { program } => {
-                let _ = program;
-                todo!()
+                Ok(Box::new(CloudHypervisor::start(program, machine, confinement).await?))
             }
             Backend::Qemu { qemu, vsock, acceleration } => {
                 let programs = Programs { qemu, vsock };

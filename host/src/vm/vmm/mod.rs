@@ -139,7 +139,4 @@ pub(crate) trait Vmm: Send + std::fmt::Debug {
 
     /// The last of what the guest wrote to its console, fit for a terminal.
     fn console(&self) -> String;
-
-    /// The host's ids of its processes and their helpers.
-    fn processes(&self) -> Vec<u32>;
 }

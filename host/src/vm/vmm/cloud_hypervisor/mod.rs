@@ -254,10 +254,6 @@ impl Vmm for CloudHypervisor {
     fn console(&self) -> String {
         self.console.text()
     }
-
-    fn processes(&self) -> Vec<u32> {
-        self.helper.pid().into_iter().chain(self.below()).collect()
-    }
 }
 
 /// Waits until the guest has ended; fails when nothing more will be heard of it.

@@ -185,8 +185,4 @@ impl Vmm for Qemu {
     fn console(&self) -> String {
         self.qemu.output()
     }
-
-    fn processes(&self) -> Vec<u32> {
-        [&self.qemu, &self.vsock].into_iter().filter_map(Helper::pid).collect()
-    }
 }
