@@ -15,6 +15,7 @@
 
 mod program;
 
+use crate::sys::cgroup::Hierarchy;
 use crate::sys::kvm::{KvmState, Provider};
 use program::Found;
 use serde::Serialize;
@@ -41,6 +42,8 @@ pub(crate) struct Host<'a> {
     pub(crate) kvm: &'a KvmState,
     /// Where a guest's kernel would come from.
     pub(crate) kernel: Kernel,
+    /// Where control groups can be made, if anywhere.
+    pub(crate) cgroups: Option<&'a Hierarchy>,
     /// Where firn-agent is expected.
     pub(crate) agent: &'a Path,
     /// Who asks.
@@ -337,24 +340,18 @@ impl Host<'_> {
 
     fn cgroups(&self) -> Check {
         const NAME: &str = "cgroups";
-        let mounts = self.setting("proc/self/mounts").unwrap_or_default();
-        let own = self.setting("proc/self/cgroup").unwrap_or_default();
-        let limits = Limits::of(self.root, &mounts, &own, matches!(self.caller, Caller::Root { .. }));
-        if limits.lacking.is_empty() {
-            return Check::ok(
-                NAME,
-                limits.shown,
-                "memory, processes and processor time of a sandbox are limited",
-            );
+        if let Some(hierarchy) = self.cgroups {
+            let found = format!("version {}, {}", hierarchy.version, hierarchy.parent.display());
+            return Check::ok(NAME, found, "each sandbox has a group of its own, and is ended as one");
         }
         let remedy = match self.caller {
-            Caller::User(_) if limits.version_2 => Some(
+            Caller::User(_) => Some(
                 "systemd-run --user --scope -p Delegate=yes $SHELL  # and start firn from there".to_owned(),
             ),
-            Caller::User(_) | Caller::Root { .. } => None,
+            Caller::Root { .. } => None,
         };
-        let meaning = format!("no limit on {} for the host's side of a sandbox", limits.lacking.join(", "));
-        Check::lacks(NAME, Status::Warning, limits.shown, meaning, remedy)
+        let meaning = "sandboxes are held together by their process namespaces alone";
+        Check::lacks(NAME, Status::Warning, "none can be made", meaning, remedy)
     }
 
     fn kernel(&self) -> Check {
@@ -422,70 +419,6 @@ fn cloud_hypervisor(ch: &Found, kvm_usable: bool) -> Check {
             "QEMU runs the VMs instead: they start a little later and use more memory",
             None,
         ),
-    }
-}
-
-/// What control groups let us limit.
-struct Limits {
-    shown: String,
-    lacking: Vec<&'static str>,
-    version_2: bool,
-}
-
-impl Limits {
-    /// Root works at the top of each hierarchy, everybody else in the group they are in, if it was
-    /// delegated to them.
-    fn of(root: &Path, mounts: &str, own: &str, is_root: bool) -> Limits {
-        let writable = |dir: &Path| nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok();
-        let mut lacking = vec!["memory", "pids", "cpu"];
-        let (mut version_2, mut version_1) = (false, false);
-        for line in mounts.lines() {
-            let mut fields = line.split(' ');
-            let (_, Some(point), Some(kind), Some(options)) =
-                (fields.next(), fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let is_ours = |controllers: &str| match kind {
-                "cgroup2" => controllers.is_empty(),
-                _ => controllers.split(',').any(|one| options.split(',').any(|option| option == one)),
-            };
-            let group = own
-                .lines()
-                .filter_map(|line| line.split_once(':')?.1.split_once(':'))
-                .find(|(controllers, _)| is_ours(controllers))
-                .map_or("", |(_, path)| path);
-            let mut dir = root.join(point.trim_start_matches('/'));
-            if !is_root {
-                dir = dir.join(group.trim_start_matches('/'));
-            }
-            let here = match kind {
-                "cgroup2" => {
-                    version_2 = true;
-                    fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default().replace(' ', ",")
-                }
-                "cgroup" => {
-                    version_1 = true;
-                    options.to_owned()
-                }
-                _ => continue,
-            };
-            if writable(&dir) {
-                lacking.retain(|limit| !here.trim().split(',').any(|controller| controller == *limit));
-            }
-        }
-        let version = match (version_2, version_1) {
-            (true, false) => "version 2",
-            (true, true) => "versions 1 and 2",
-            (false, true) => "version 1",
-            (false, false) => "none mounted",
-        };
-        let shown = if lacking.is_empty() {
-            version.to_owned()
-        } else {
-            format!("{version}, without a writable {}", lacking.join(", "))
-        };
-        Limits { shown, lacking, version_2 }
     }
 }
 

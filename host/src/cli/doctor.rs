@@ -7,6 +7,7 @@ use super::exit::Failed;
 use crate::config::{Config, Program};
 use crate::preflight::{Backend, Caller, Host, Kernel, Report, Status};
 use crate::sandbox::store::Store;
+use crate::sys::cgroup::Hierarchy;
 use crate::sys::identity::Identity;
 use crate::sys::kvm::host_facts;
 use crate::vm::image::Images;
@@ -44,7 +45,17 @@ pub(super) fn examine(config: &Config) -> Result<Report, Failed> {
         }
         None => Kernel::Absent,
     };
-    Ok(Host { path: &path, root: Path::new("/"), kvm: &facts.kvm, kernel, agent: &agent, caller }.inspect())
+    let cgroups = Hierarchy::find();
+    let host = Host {
+        path: &path,
+        root: Path::new("/"),
+        kvm: &facts.kvm,
+        kernel,
+        cgroups: cgroups.as_ref(),
+        agent: &agent,
+        caller,
+    };
+    Ok(host.inspect())
 }
 
 /// How a status is shown.

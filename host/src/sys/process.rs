@@ -96,6 +96,7 @@ impl HelperCommand {
                 // In this order: a cgroup is joined with the rights we give up next, and giving
                 // them up clears the death signal.
                 cgroup.join()?;
+                raise_file_limit();
                 become_identity(identity)?;
                 // Out of the terminal's foreground: Ctrl-C is for us, and we decide who ends.
                 if libc::setsid() < 0 {
@@ -125,6 +126,25 @@ impl HelperCommand {
             output.follow(stderr);
         }
         Ok(Helper { name, child, output })
+    }
+}
+
+/// How many descriptors a helper may have: virtiofsd, which here may not use file handles, keeps
+/// one for each file the guest's kernel remembers. The kernel's own bound (`fs.nr_open`) is this.
+const DESCRIPTORS: libc::rlim_t = 1 << 20;
+
+/// Takes as many descriptors as we may have. Fewer are no failure. Async-signal-safe.
+fn raise_file_limit() {
+    let most = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
+    let mut given = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain system calls on values that outlive them.
+    unsafe {
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) != 0
+            && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut given) == 0
+        {
+            given.rlim_cur = given.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const given);
+        }
     }
 }
 

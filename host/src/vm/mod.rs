@@ -33,6 +33,9 @@ const CONFIGURE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the guest may take to write everything back.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the VMM may take to end after a virtiofsd that it ended.
+const REASON_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How many fresh random bytes a guest gets: what Linux's generator is seeded with.
 const ENTROPY: usize = 64;
 
@@ -157,8 +160,7 @@ impl Bringup<'_> {
                 Ok(agent) => agent?,
                 Err(_elapsed) => return Err(VmError::NotReady { patience, console: vmm.console() }),
             },
-            failure = vmm.ended() => return Err(failure.into()),
-            failure = any_ended(&mut exports) => return Err(failure.into()),
+            failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
         };
         // Whoever else in the guest dials this port reaches nobody.
         drop(listener);
@@ -168,8 +170,7 @@ impl Bringup<'_> {
         tokio::select! {
             biased;
             configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured?,
-            failure = vmm.ended() => return Err(failure.into()),
-            failure = any_ended(&mut exports) => return Err(failure.into()),
+            failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
         }
         Ok(Vm { vmm, exports, agent })
     }
@@ -180,6 +181,20 @@ fn listen(path: &Path, identity: Identity) -> Result<UnixListener, VmError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     identity.own(path).map_err(failed)?;
     Ok(listener)
+}
+
+/// What ended the guest. virtiofsd and the VMM end each other: when it is virtiofsd that is seen
+/// first, the VMM may still have the better reason.
+async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
+    tokio::select! {
+        failure = vmm.ended() => failure.into(),
+        failure = any_ended(exports) => {
+            match tokio::time::timeout(REASON_PATIENCE, vmm.ended()).await {
+                Ok(reason @ VmmError::GuestEnded { .. }) => reason.into(),
+                _ => failure.into(),
+            }
+        }
+    }
 }
 
 async fn any_ended(exports: &mut [Export]) -> ProcessError {
@@ -204,13 +219,7 @@ impl Vm {
     /// The connection to its agent, and a future that is ready when the guest is no more.
     pub(crate) fn parts(&mut self) -> (&mut Connection, impl Future<Output = VmError>) {
         let Vm { vmm, exports, agent } = self;
-        let ended = async {
-            tokio::select! {
-                failure = vmm.ended() => failure.into(),
-                failure = any_ended(exports) => failure.into(),
-            }
-        };
-        (agent, ended)
+        (agent, why_ended(&mut **vmm, exports))
     }
 
     /// The VMM that runs it.

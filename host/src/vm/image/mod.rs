@@ -202,14 +202,19 @@ impl Images {
         Parts { agent, kernel, searched }.build(&locked, request, progress)
     }
 
-    /// The kernel that the next image would be made of, its release and its file, as far as that can
-    /// be said without downloading or reading one.
+    /// The kernel that the next image would be made of, by its release or package, and its file, as
+    /// far as that can be said without downloading or reading one.
     pub(crate) fn kernel_at_hand(&self) -> Option<(String, PathBuf)> {
         let mut candidates = self.installed.kernels();
         candidates.extend(package::cached(&self.cache).unwrap_or_default());
         let kernel = candidates.into_iter().next()?;
-        let release = kernel.modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Some((release, kernel.image))
+        let name = match kernel.source {
+            Source::Package { name, version } => format!("{name} {version}"),
+            Source::File { .. } => {
+                kernel.modules.file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
+        };
+        Some((name, kernel.image))
     }
 
     /// Like [`ensure`](Self::ensure), but fetches the newest kernel package and builds anew.
