@@ -157,6 +157,9 @@ impl Output {
                 Ok(Ok(read)) => {
                     if read == room.len() {
                         self.grow();
+                    } else if self.ending == Ending::Empty {
+                        // A pipe gives all it has: asking it again would only be refused.
+                        ready.clear_ready();
                     }
                     return Poll::Ready(read);
                 }

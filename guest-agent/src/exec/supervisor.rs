@@ -8,8 +8,9 @@
 //!     ─── Order ───▶┘
 //! ```
 //!
-//! It is why a command and all it started can be found and killed with certainty and without
-//! cgroups: nothing below a subreaper gets out from under it. It alone waits for the command, so a
+//! It is why a command and all it started can be found and killed with certainty: nothing below a
+//! subreaper gets out from under it. A cgroup per command would do the same in a guest only, and
+//! making, joining and removing one costs each exec more than the rare walk through `/proc`. It alone waits for the command, so a
 //! signal is never sent to a number that has been given to somebody else, and the agent as PID 1 can
 //! reap whatever turns up. It ends when nothing is left below it, and at the latest when the agent
 //! has gone (its end of the socket pair closes).
