@@ -77,7 +77,7 @@ pub(crate) async fn serve(agent: &Rc<Agent>, stream: Box<dyn Transport>) -> Resu
         }
         connection.serve_request(agent, &frame).await?;
         connection.previous = Some(frame.id);
-        connection.outgoing.shrink();
+        connection.rest();
     }
     Ok(())
 }
@@ -185,6 +185,14 @@ impl Connection {
         }
     }
 
+    /// Gives back memory that only a busy connection needs.
+    fn rest(&mut self) {
+        self.outgoing.shrink();
+        if self.inbound.is_empty() && self.inbound.capacity() > INBOUND {
+            self.inbound = BytesMut::new();
+        }
+    }
+
     /// Whether a frame is input of the operation before: it was sent before its reply arrived.
     pub(crate) fn is_late_input(&self, frame: &Frame) -> bool {
         self.previous == Some(frame.id) && matches!(frame.kind, Kind::Stdin | Kind::StdinEnd | Kind::Input)
@@ -212,8 +220,24 @@ fn failure(code: FailureCode, message: String) -> Reply {
 /// The `type` of a request this version has none of. `None`: it has one, or there is no such field,
 /// and the frame is malformed.
 fn unknown_type(body: &[u8]) -> Option<String> {
-    const KNOWN: [&str; 5] = ["ping", "configure", "exec", "stats", "shutdown"];
-    let request: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let name = request.get("type")?.as_str()?;
-    (!KNOWN.contains(&name)).then(|| name.to_owned())
+    let mut request: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let name = request.get_mut("type")?.take();
+    // Without its other fields a known type is refused for another reason, if at all. This is how
+    // serde says it; there is no list of known types to fall out of date.
+    let refused = serde_json::from_value::<Request>(serde_json::json!({ "type": name })).err()?;
+    let unknown = refused.to_string().starts_with("unknown variant");
+    unknown.then(|| name.as_str().map(String::from)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_unknown_only_if_it_is() {
+        assert_eq!(unknown_type(br#"{"type":"teleport","to":1}"#).as_deref(), Some("teleport"));
+        for malformed in [r#"{"type":"exec"}"#, r#"{"type":"ping"}"#, r#"{"type":7}"#, "{}", "7", "{"] {
+            assert_eq!(unknown_type(malformed.as_bytes()), None, "{malformed}");
+        }
+    }
 }

@@ -4,7 +4,6 @@ mod agent;
 
 use agent::*;
 use firn_protocol::*;
-use std::time::Duration;
 
 fn pids(text: &str) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
@@ -49,7 +48,7 @@ fn a_daemon_that_left_session_and_parent_is_gone_with_the_reply() {
 }
 
 #[test]
-fn a_thousand_orphans_are_reaped_while_the_command_runs() {
+fn hundreds_of_orphans_are_reaped_while_the_command_runs() {
     let agent = Agent::start();
     let run = agent.sh("i=0; while [ $i -lt 300 ]; do (sleep 0.01 &); i=$((i+1)); done; sleep 0.3; \
          cat /proc/[0-9]*/stat 2>/dev/null | grep \") Z $PPID \" | wc -l");
@@ -191,5 +190,4 @@ fn shutdown_ends_the_commands_and_then_the_agent() {
     assert!(!lives(pid));
     eventually("the agent is gone", || agent.process.try_wait().unwrap().is_some());
     assert!(agent.process.wait().unwrap().success());
-    std::thread::sleep(Duration::from_millis(1));
 }
