@@ -301,3 +301,6 @@ fn children(process: u32) -> Vec<u32> {
         .map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! How the end of a guest is told from the end of its VMM, with a shell that plays the VMM: the
+//! real one needs a host with KVM.
+
+use super::*;
+use crate::sys::cgroup::Cgroup;
+use crate::sys::process::HelperCommand;
+
+/// Runs `script`, in which `event` writes one and `$console` is a file.
+fn acting(script: &str) -> CloudHypervisor {
+    let (events, events_end) = io::pipe().unwrap();
+    let (console, console_end) = io::pipe().unwrap();
+    let path = |end: &io::PipeWriter| descriptor_path(std::os::fd::AsRawFd::as_raw_fd(end));
+    let prelude = format!(
+        "event() {{ echo \"{{\\\"source\\\": \\\"vm\\\", \\\"event\\\": \\\"$1\\\"}}\" > {}; }}; console={}; ",
+        path(&events_end),
+        path(&console_end)
+    );
+    let helper = HelperCommand {
+        name: NAME,
+        program: "/bin/sh".into(),
+        args: vec!["-c".into(), (prelude + script).into()],
+        identity: Identity::Caller,
+        fds: vec![events_end.into(), console_end.into()],
+    };
+    let helper = helper.start(&Cgroup::none()).unwrap();
+    let tail = Tail::default();
+    tail.follow(pipe::Receiver::from_owned_fd(console.into()).unwrap());
+    let life = events::follow(pipe::Receiver::from_owned_fd(events.into()).unwrap());
+    CloudHypervisor { helper, console: tail, life }
+}
+
+async fn end_of(script: &str) -> VmmError {
+    let mut vmm = acting(script);
+    tokio::time::timeout(Duration::from_secs(20), vmm.ended()).await.unwrap()
+}
+
+#[tokio::test]
+async fn power_off() {
+    match end_of("event booted; echo the last words > $console; event shutdown; event deleted").await {
+        VmmError::GuestEnded { how, console } => {
+            assert_eq!((how.as_str(), console.as_str()), ("powered off", "the last words\n"));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_reset_ends_the_vmm_before_the_guest_boots_again() {
+    let mut vmm = acting("event booted; event rebooting; event shutdown; sleep 60; event booted");
+    let end = tokio::time::timeout(Duration::from_secs(20), vmm.ended()).await.unwrap();
+    assert!(matches!(&end, VmmError::GuestEnded { how, .. } if how == "reset"), "{end:?}");
+    assert_eq!(vmm.processes(), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn a_vmm_that_fails_is_no_guest_that_powered_off() {
+    let script = "event booted; echo 'cloud-hypervisor: 1.5s: <vcpu0> ERROR:vmm/src/cpu.rs:1460 -- oh' >&2; \
+                  event shutdown; exit 0";
+    let end = end_of(script).await;
+    assert!(end.to_string().ends_with("cpu.rs:1460 -- oh"), "{end}");
+    assert!(matches!(end, VmmError::Process(ProcessError::Ended { .. })));
+}
+
+#[tokio::test]
+async fn a_crash_is_reported_with_its_words() {
+    for script in ["event booted; echo oh no >&2; exit 101", "echo oh no >&2; kill -9 $$"] {
+        let end = end_of(script).await;
+        assert!(end.to_string().contains("oh no"), "{end}");
+        assert!(matches!(end, VmmError::Process(ProcessError::Ended { .. })));
+    }
+}
+
+#[tokio::test]
+async fn waiting_may_be_given_up_and_taken_up_again() {
+    let mut vmm = acting("event booted; sleep 0.3; event shutdown");
+    for _ in 0..3 {
+        let early = tokio::time::timeout(Duration::from_millis(20), vmm.ended()).await;
+        assert!(early.is_err(), "{early:?}");
+    }
+    for _ in 0..2 {
+        let end = tokio::time::timeout(Duration::from_secs(20), vmm.ended()).await.unwrap();
+        assert!(matches!(end, VmmError::GuestEnded { .. }), "{end:?}");
+    }
+    vmm.destroy().await;
+}
+
+#[tokio::test]
+async fn destroying_leaves_no_process() {
+    // As bubblewrap does, the shell waits for its child.
+    let mut vmm = acting("event booted; sleep 60 & wait");
+    while vmm.processes().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let processes = vmm.processes();
+    vmm.destroy().await;
+    vmm.destroy().await;
+    assert_eq!(vmm.processes(), Vec::<u32>::new());
+    let outlived = |process: &u32| match std::fs::read_to_string(format!("/proc/{process}/stat")) {
+        // A zombie that nobody has collected yet is gone as far as we can see to it.
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_gone) => false,
+    };
+    assert!(!processes.iter().any(outlived));
+}
