@@ -93,7 +93,8 @@ impl<'c> Running<'c> {
 
     fn reply(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
         match frame.message().map_err(|source| GuestError::Frame { during: DURING, source })? {
-            Reply::Exited(exited) if self.started => Ok(ExecEvent::Exited(exited)),
+            // Also without having started: a command may be killed before its start was told.
+            Reply::Exited(exited) => Ok(ExecEvent::Exited(exited)),
             Reply::NotStarted(reason) if !self.started => Ok(ExecEvent::NotStarted(reason)),
             Reply::Error(failure) => Err(GuestError::Refused { during: DURING, failure }),
             other => Err(wrong_reply(DURING, &other)),

@@ -156,7 +156,9 @@ fn each_thing_a_vm_needs_is_missed() {
 
 #[test]
 fn the_virtiofsd_of_old_qemu_is_told_from_the_rust_one() {
-    let host = Fake::new();
+    let mut host = Fake::new();
+    let folders = ["bin", "usr/libexec"].map(|folder| host.root.path().join(folder));
+    host.path = std::env::join_paths(folders).unwrap();
     host.says("bin/virtiofsd", "virtiofsd version 7.2.22 (Debian 1:7.2)");
     let report = host.inspect();
     assert_eq!(status(&report, "virtiofsd"), Status::Missing);
@@ -252,6 +254,7 @@ fn this_machine_can_be_inspected() {
         root: Path::new("/"),
         kvm: &USABLE,
         kernel: Kernel::Absent,
+        cgroups: None,
         agent,
         caller: Caller::User("ada"),
     };

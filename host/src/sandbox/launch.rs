@@ -68,7 +68,7 @@ impl Sandbox {
             .ensure(&request, &mut |step| progress(Progress::Building(step)))?;
         let store = Store::open(&config.runtime_dir)?;
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
-        let place = store.claim()?;
+        let place = store.claim(backend.device())?;
         let hostname = format!("firn-{}", place.id());
         let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
         let sockets = place.sockets();

@@ -117,13 +117,15 @@ impl Store {
         Lock::wait(&path).map_err(failed("lock", &path))
     }
 
-    /// Makes the place of a new sandbox: its folder, its record, then its control group.
-    pub(crate) fn claim(&self) -> Result<Place, StoreError> {
+    /// Makes the place of a new sandbox: its folder, its record, then its control group. Its helpers
+    /// will be able to open `device`.
+    pub(crate) fn claim(&self, device: Option<&Path>) -> Result<Place, StoreError> {
         let id = SandboxId::random().map_err(StoreError::Name)?;
         let dir = self.dir.join(id.to_string());
         let cgroup = Hierarchy::find().map(|hierarchy| hierarchy.parent.join(id.to_string()));
         let record = Record { version: RECORD_VERSION, cgroup: cgroup.clone() };
-        let identity = Identity::least(id.number());
+        let least = Identity::least(id.number());
+        let identity = device.map_or(least, |device| least.with_device(device));
         let held = self.lock()?;
         let mode = if Uid::effective().is_root() { 0o711 } else { 0o700 };
         fs::DirBuilder::new().mode(mode).create(&dir).map_err(failed("make", &dir))?;
@@ -278,7 +280,7 @@ mod tests {
     #[test]
     fn a_place_leaves_nothing() {
         let (_dir, store) = store();
-        let place = store.claim().unwrap();
+        let place = store.claim(None).unwrap();
         let cgroup = place.cgroup().path().map(Path::to_owned);
         assert!(place.sockets().is_dir());
         assert!(cgroup.as_ref().is_none_or(|path| path.is_dir()));
@@ -290,8 +292,8 @@ mod tests {
     #[test]
     fn the_living_are_left_alone_and_the_dead_are_reaped() {
         let (_dir, store) = store();
-        let alive = store.claim().unwrap();
-        let dead = store.claim().unwrap();
+        let alive = store.claim(None).unwrap();
+        let dead = store.claim(None).unwrap();
         let dead_id = dead.id();
         let dead_group = dead.cgroup().path().map(Path::to_owned);
         // What is left of a killed owner: everything but the lock.

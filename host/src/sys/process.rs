@@ -10,6 +10,8 @@
 
 use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::Identity;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
@@ -18,8 +20,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
+
+/// How long bubblewrap may take to follow the program it watched.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How much of a helper's output is kept, in bytes.
 const TAIL: usize = 16 * 1024;
@@ -162,11 +168,6 @@ fn become_identity(identity: Identity) -> io::Result<()> {
 }
 
 impl Helper {
-    /// Its process id on the host, while it runs. With bubblewrap, that of the monitor outside.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.child.id()
-    }
-
     /// The last of what it wrote to stdout and stderr.
     pub(crate) fn output(&self) -> String {
         self.output.text()
@@ -188,8 +189,23 @@ impl Helper {
         ProcessError::Ended { name: self.name, status, output: self.output() }
     }
 
-    /// Kills it, if it still runs, and waits until it is gone.
+    /// Its process and those directly below: with bubblewrap, the monitor outside and the program.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let Some(pid) = self.child.id() else { return Vec::new() };
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        std::iter::once(pid)
+            .chain(children.split_whitespace().filter_map(|child| child.parse().ok()))
+            .collect()
+    }
+
+    /// Kills it, if it still runs, and waits until it is gone: the program first, whose end its
+    /// monitor waits for, so that both are gone when this returns.
     pub(crate) async fn kill(&mut self) {
+        for program in self.processes().into_iter().skip(1) {
+            let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGKILL);
+        }
+        let _ = tokio::time::timeout(KILL_PATIENCE, self.child.wait()).await;
         let _ = self.child.start_kill();
         let _ = self.child.wait().await;
     }
@@ -199,8 +215,9 @@ impl Helper {
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => nix::sys::signal::Signal::try_from(signal)
-            .map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string()),
+        (None, Some(signal)) => {
+            Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
+        }
         (None, None) => "unknown status".to_owned(),
     }
 }

@@ -8,11 +8,11 @@
 
 use super::cloud_hypervisor::CloudHypervisor;
 use super::qemu::{Acceleration, Programs, Qemu};
-use super::{Accelerator, Confinement, Machine, Vmm, VmmError};
+use super::{Accelerator, Confinement, KVM, Machine, Vmm, VmmError};
 use crate::config::{Config, ConfigError, Program};
 use crate::sandbox::spec::VmmKind;
 use crate::sys::kvm::{HostFacts, KvmState, TscError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A VMM that this host can run, chosen.
@@ -105,10 +105,15 @@ impl Backend {
         }
     }
 
+    /// The device its processes have to open.
+    pub(crate) fn device(&self) -> Option<&'static Path> {
+        (self.accelerator() == Accelerator::Kvm).then_some(Path::new(KVM))
+    }
+
     /// How long a guest may take to boot: twenty times what it takes on an idle host.
     pub(crate) fn boot_patience(&self) -> Duration {
         match self.accelerator() {
-            Accelerator::Kvm => Duration::from_secs(30),
+            Accelerator::Kvm => Duration::from_secs(60),
             Accelerator::Software => Duration::from_secs(120),
         }
     }

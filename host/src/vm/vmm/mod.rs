@@ -25,6 +25,9 @@ pub(crate) const SOCKETS: &str = "/run/firn";
 /// The name of the host end of vsock in the folder of sockets.
 pub(crate) const VSOCK: &str = "vsock";
 
+/// The kernel's virtual machines. Who runs a VMM can open it: see [`Backend::device`].
+pub(crate) const KVM: &str = "/dev/kvm";
+
 /// The guest's context id. Each VMM has its own vsock device, so all guests can have the same.
 pub(crate) const GUEST_CID: u32 = 3;
 

@@ -18,6 +18,7 @@ mod events;
 #[cfg(test)]
 mod contract;
 
+use super::KVM;
 use super::{Accelerator, Confinement, Machine, SOCKETS, Vmm, VmmError};
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::identity::Identity;
@@ -26,8 +27,6 @@ use async_trait::async_trait;
 use client::{ApiError, Client, State};
 use config::{Files, VmConfig, not_applied};
 use events::Life;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, PipeReader};
@@ -39,8 +38,6 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 const NAME: &str = "cloud-hypervisor";
-
-const KVM: &str = "/dev/kvm";
 
 /// The API's socket in the folder of sockets.
 const API: &str = "api";
@@ -77,7 +74,7 @@ impl CloudHypervisor {
             let path = confinement.sockets.join(socket);
             std::fs::metadata(&path).map_err(|source| VmmError::Open { path, source })?;
         }
-        let identity = confinement.identity.with_device(Path::new(KVM));
+        let identity = confinement.identity;
         let mut namespace = Bubblewrap::new(confinement.bwrap, identity);
         namespace.device(Path::new(KVM));
         namespace.read_write(confinement.sockets, Path::new(SOCKETS));
@@ -146,20 +143,6 @@ impl CloudHypervisor {
         self.last_words().await;
         self.helper.failed().await.into()
     }
-
-    /// The process of cloud-hypervisor itself, below bubblewrap's.
-    fn below(&self) -> Vec<u32> {
-        self.helper.pid().map(children).unwrap_or_default()
-    }
-
-    /// Kills it and waits until it is gone. Its parent, bubblewrap, waits for it and follows.
-    async fn kill(&mut self) {
-        for process in self.below() {
-            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
-        }
-        let _ = tokio::time::timeout(EXIT_PATIENCE, self.helper.ended()).await;
-        self.helper.kill().await;
-    }
 }
 
 /// Tells an empty cloud-hypervisor what to be.
@@ -227,7 +210,7 @@ impl Vmm for CloudHypervisor {
         let how = match life {
             // It would run the guest a second time.
             Life::Reset | Life::Panicked => {
-                self.kill().await;
+                self.helper.kill().await;
                 if life == Life::Reset { "reset" } else { "panicked" }
             }
             Life::Off => {
@@ -248,7 +231,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn destroy(&mut self) {
-        self.kill().await;
+        self.helper.kill().await;
     }
 
     fn console(&self) -> String {
@@ -293,13 +276,6 @@ fn reopenable(fd: i32, identity: Identity) -> Result<String, VmmError> {
 /// A descriptor that is open in the process, by name.
 fn descriptor_path(fd: i32) -> String {
     format!("/proc/self/fd/{fd}")
-}
-
-/// The processes that `process` started and that still run.
-fn children(process: u32) -> Vec<u32> {
-    std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))
-        .map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

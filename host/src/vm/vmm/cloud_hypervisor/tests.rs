@@ -49,7 +49,7 @@ async fn a_reset_ends_the_vmm_before_the_guest_boots_again() {
     let mut vmm = acting("event booted; event rebooting; event shutdown; sleep 60; event booted");
     let end = tokio::time::timeout(Duration::from_secs(20), vmm.ended()).await.unwrap();
     assert!(matches!(&end, VmmError::GuestEnded { how, .. } if how == "reset"), "{end:?}");
-    assert_eq!(vmm.processes(), Vec::<u32>::new());
+    assert_eq!(vmm.helper.processes(), Vec::<u32>::new());
 }
 
 #[tokio::test]
@@ -88,13 +88,13 @@ async fn waiting_may_be_given_up_and_taken_up_again() {
 async fn destroying_leaves_no_process() {
     // As bubblewrap does, the shell waits for its child.
     let mut vmm = acting("event booted; sleep 60 & wait");
-    while vmm.processes().len() < 2 {
+    while vmm.helper.processes().len() < 2 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let processes = vmm.processes();
+    let processes = vmm.helper.processes();
     vmm.destroy().await;
     vmm.destroy().await;
-    assert_eq!(vmm.processes(), Vec::<u32>::new());
+    assert_eq!(vmm.helper.processes(), Vec::<u32>::new());
     let outlived = |process: &u32| match std::fs::read_to_string(format!("/proc/{process}/stat")) {
         // A zombie that nobody has collected yet is gone as far as we can see to it.
         Ok(stat) => !stat.contains(") Z "),

@@ -11,7 +11,7 @@
 mod arguments;
 mod monitor;
 
-use super::{Accelerator, Confinement, GUEST_CID, Machine, SOCKETS, VSOCK, Vmm, VmmError};
+use super::{Accelerator, Confinement, GUEST_CID, KVM, Machine, SOCKETS, VSOCK, Vmm, VmmError};
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::process::{Helper, ProcessError};
 use arguments::Arguments;
@@ -69,15 +69,14 @@ impl Qemu {
         confinement: Confinement<'_>,
     ) -> Result<Qemu, VmmError> {
         let vsock = start_vsock(programs.vsock, confinement).await?;
-        let kvm = Path::new("/dev/kvm");
-        let (identity, accelerator) = match acceleration {
-            Acceleration::Kvm => (confinement.identity.with_device(kvm), Accelerator::Kvm),
-            Acceleration::Software { .. } => (confinement.identity, Accelerator::Software),
+        let accelerator = match acceleration {
+            Acceleration::Kvm => Accelerator::Kvm,
+            Acceleration::Software { .. } => Accelerator::Software,
         };
-        let mut namespace = Bubblewrap::new(confinement.bwrap, identity);
+        let mut namespace = Bubblewrap::new(confinement.bwrap, confinement.identity);
         namespace.read_write(confinement.sockets, Path::new(SOCKETS));
         if accelerator == Accelerator::Kvm {
-            namespace.device(kvm);
+            namespace.device(Path::new(KVM));
         }
         let (monitor, qemus_end) = Monitor::pair()?;
         let arguments = Arguments {
