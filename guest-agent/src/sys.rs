@@ -188,6 +188,24 @@ pub(crate) fn kill(pid: libc::pid_t, signal: c_int) -> Result<(), Errno> {
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Whether this process runs before all ordinary ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Precedence {
+    Ordinary,
+    First,
+}
+
+/// Sets it. Only a privileged process may go first.
+pub(crate) fn set_precedence(precedence: Precedence) -> Result<(), Errno> {
+    let (policy, priority) = match precedence {
+        Precedence::Ordinary => (libc::SCHED_OTHER, 0),
+        Precedence::First => (libc::SCHED_FIFO, 1),
+    };
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: `parameters` lives across the call; 0 is this process.
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &parameters) }).map(drop)
+}
+
 /// A descriptor that stays with this very process, whoever gets its number afterwards.
 pub(crate) fn open_process(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: takes integers only.

@@ -5,9 +5,10 @@
 //!
 //! A process is stopped before any is killed. Killing one by one makes room, under a limit on
 //! processes, for the others to fork into, and a fork bomb then outlives its killer; stopped
-//! processes do not fork and do not end.
+//! processes do not fork and do not end. Meanwhile this process goes before all others, if it may:
+//! as one of thousands that want the processor it would never get through.
 
-use crate::sys;
+use crate::sys::{self, Precedence};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
@@ -78,6 +79,8 @@ impl Tree {
 
     /// Stops all of it, including what is started meanwhile.
     pub(crate) fn stop(&self) {
+        let _urgency = Urgency::new();
+        let deadline = Instant::now() + PATIENCE;
         let mut stopped = BTreeSet::new();
         for _ in 0..LOOKS {
             let mut fresh = false;
@@ -87,7 +90,7 @@ impl Tree {
                     signal(process, Signal::SIGSTOP);
                 }
             }
-            if !fresh {
+            if !fresh || Instant::now() > deadline {
                 return;
             }
         }
@@ -95,11 +98,29 @@ impl Tree {
 
     /// Kills all that is there now. Gives the number.
     pub(crate) fn kill(&self) -> usize {
+        let _urgency = Urgency::new();
         let processes = self.processes();
         for process in &processes {
             signal(*process, Signal::SIGKILL);
         }
         processes.len()
+    }
+}
+
+/// Going before all other processes, for as long as it lives.
+struct Urgency;
+
+impl Urgency {
+    fn new() -> Urgency {
+        // Not allowed to an ordinary user, whose processes are limited in number instead.
+        let _ = sys::set_precedence(Precedence::First);
+        Urgency
+    }
+}
+
+impl Drop for Urgency {
+    fn drop(&mut self) {
+        let _ = sys::set_precedence(Precedence::Ordinary);
     }
 }
 
