@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -151,6 +151,14 @@ impl Agent {
     /// The descriptor that tells of SIGCHLD, for a supervisor: it tells whoever reads it of their own.
     pub(crate) fn signals(&self) -> &SignalFd {
         &self.signals
+    }
+
+    /// Where commands enter their cgroup, if they have one.
+    pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
+        match &self.role {
+            Role::Plain => None,
+            Role::Init(guest) => guest.entrance(),
+        }
     }
 
     /// How many commands run.

@@ -2,7 +2,7 @@
 
 use super::command::Command;
 use super::report::{Order, PACKET, Report, Stage, StartFailure};
-use super::supervisor::{self, Brief, Stdio};
+use super::supervisor::{self, Brief, Inherited, Stdio};
 use crate::agent::Agent;
 use crate::sys;
 use nix::errno::Errno;
@@ -34,10 +34,10 @@ impl Supervised {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(failed)?;
         let brief = Brief { command, stdio, control: theirs };
-        let signals = agent.signals();
+        let inherited = Inherited { signals: agent.signals(), entrance: agent.entrance() };
         // The other ends of the streams and of the socket pair are dropped with the closure here,
         // and used up by the supervisor there.
-        let pid = sys::fork(move || supervisor::run(brief, signals)).map_err(failed)?;
+        let pid = sys::fork(move || supervisor::run(brief, &inherited)).map_err(failed)?;
         let registered = sys::watch(ours, Interest::READABLE).map(Rc::new);
         let control = registered.map_err(|error| {
             // The pair is closed by now and the supervisor on its way out.

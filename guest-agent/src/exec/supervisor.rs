@@ -28,7 +28,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::unistd::Pid;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 /// What the agent hands to a supervisor.
@@ -37,6 +37,14 @@ pub(crate) struct Brief {
     pub(crate) stdio: Stdio,
     /// The supervisor's end of the socket pair.
     pub(crate) control: OwnedFd,
+}
+
+/// What a supervisor uses of the agent's.
+pub(crate) struct Inherited<'a> {
+    /// The agent's own descriptor for SIGCHLD: a signalfd tells of the signals of whoever reads it.
+    pub(crate) signals: &'a SignalFd,
+    /// Where a command enters its cgroup.
+    pub(crate) entrance: Option<BorrowedFd<'a>>,
 }
 
 /// The command's ends of its streams.
@@ -56,14 +64,15 @@ impl Stdio {
     }
 }
 
-/// The life of a supervisor. `signals` is the agent's own descriptor for SIGCHLD: a signalfd tells
-/// of the signals of whoever reads it.
-pub(crate) fn run(brief: Brief, signals: &SignalFd) -> Infallible {
+/// The life of a supervisor.
+pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
+    let Inherited { signals, entrance } = inherited;
     let Brief { command, stdio, control } = brief;
     let report = |report: Report| {
         let _ = send(control.as_raw_fd(), &report.to_packet(), MsgFlags::MSG_NOSIGNAL);
     };
     let mut kept = vec![control.as_raw_fd(), signals.as_fd().as_raw_fd()];
+    kept.extend(entrance.map(|entrance| entrance.as_raw_fd()));
     kept.extend(stdio.each().map(|stream| stream.as_raw_fd()));
     close_all_but(&mut kept);
     // The agent is one too, but that does not pass to its children.
@@ -73,7 +82,7 @@ pub(crate) fn run(brief: Brief, signals: &SignalFd) -> Infallible {
     let started = adopted
         .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })
         .and_then(|()| command.resolve())
-        .and_then(|command| start(&command, &stdio));
+        .and_then(|command| start(&command, &stdio, *entrance));
     drop(stdio);
     match started {
         Err(failure) => report(Report::Failed(failure)),
@@ -98,10 +107,10 @@ fn close_all_but(kept: &mut [RawFd]) {
 }
 
 /// Makes the command's process. On success `execve` is done.
-fn start(command: &Resolved, stdio: &Stdio) -> Result<Pid, StartFailure> {
+fn start(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) -> Result<Pid, StartFailure> {
     let mut failure = None;
     let mut child = || {
-        failure = Some(become_command(command, stdio));
+        failure = Some(become_command(command, stdio, entrance));
         127
     };
     let pid = sys::vfork(&mut child)
@@ -115,10 +124,14 @@ fn start(command: &Resolved, stdio: &Stdio) -> Result<Pid, StartFailure> {
 
 /// The command's process up to `execve`. It shares the supervisor's memory: no lock, no handler and
 /// nothing that must be undone.
-fn become_command(command: &Resolved, stdio: &Stdio) -> StartFailure {
+fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) -> StartFailure {
     let at = |stage: Stage| move |errno: Errno| StartFailure { stage, errno: errno as i32 };
     let prepare = || {
         nix::unistd::setsid().map_err(at(Stage::Process))?;
+        if let Some(entrance) = entrance {
+            // A command with all rights may have taken the cgroup away. That is its own loss.
+            let _ = nix::unistd::write(entrance, b"0");
+        }
         if let Stdio::Terminal(terminal) = stdio {
             sys::control_terminal(terminal).map_err(at(Stage::Terminal))?;
         }

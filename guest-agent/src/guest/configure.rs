@@ -1,6 +1,6 @@
 //! Making a booted guest a particular sandbox.
 
-use super::{Guest, mounts, root};
+use super::{Guest, mounts, reserve, root};
 use crate::sys;
 use firn_protocol::{Configure, FailureCode};
 use nix::errno::Errno;
@@ -116,6 +116,9 @@ impl Guest {
         let at_boot = self.troubles.borrow();
         if let Some(root) = &configure.root {
             root::enter(root).map_err(|error| error.after(&at_boot))?;
+            if let Some(entrance) = reserve::make()? {
+                let _ = self.entrance.set(entrance);
+            }
         }
         let shares = mounts::make_all(&configure.mounts).map_err(|error| error.after(&at_boot))?;
         self.shares.borrow_mut().extend(shares);

@@ -13,6 +13,7 @@ mod configure;
 mod early;
 mod modules;
 mod mounts;
+mod reserve;
 mod root;
 mod vsock;
 
@@ -22,7 +23,8 @@ use crate::listen::{self, Doorkeeper};
 use crate::{agent, log, sys};
 use modules::Modules;
 use nix::sys::reboot::{RebootMode, reboot};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -35,6 +37,8 @@ pub(crate) struct Guest {
     configured: Cell<bool>,
     /// Where shares are mounted, in the order they were.
     shares: RefCell<Vec<PathBuf>>,
+    /// Where commands enter their cgroup.
+    entrance: OnceCell<OwnedFd>,
 }
 
 impl Guest {
@@ -49,6 +53,11 @@ impl Guest {
             log::error(&trouble);
             self.troubles.borrow_mut().push(trouble);
         }
+    }
+
+    /// The file to which a command writes to enter its cgroup.
+    pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
+        self.entrance.get().map(|entrance| entrance.as_fd())
     }
 
     /// Writes everything back to the shares.
@@ -81,6 +90,7 @@ pub(crate) fn run() -> Result<(), MainError> {
         troubles: RefCell::default(),
         configured: Cell::new(false),
         shares: RefCell::default(),
+        entrance: OnceCell::new(),
     };
     guest.note(troubles);
     if let Err(error) = serve(guest) {

@@ -1,0 +1,73 @@
+//! Keeping the guest's last memory and processes for the agent.
+//!
+//! All commands share one cgroup that may have nearly everything. Without it a fork bomb takes the
+//! last page, the supervisor that should end it waits for memory with everybody else, and the host
+//! gets no answer any more. It is no means to end commands: see `exec::supervisor`.
+
+use super::configure::ConfigureError;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.subtree_control";
+const GROUP: &str = "/sys/fs/cgroup/firn";
+
+/// What commands may not have: this much memory at least, in bytes, and this part of it.
+const MIN_RESERVE: u64 = 32 * 1024 * 1024;
+const RESERVED_PART: u64 = 16;
+
+/// Makes the cgroup. Gives the file to which a process writes 0 to enter it.
+///
+/// Without the controllers (a kernel may lack them) there is none, and the guest works all the same.
+pub(super) fn make() -> Result<Option<OwnedFd>, ConfigureError> {
+    if fs::write(CONTROLLERS, "+memory +pids").is_err() {
+        return Ok(None);
+    }
+    let group = Path::new(GROUP);
+    let failed = |path: &Path| {
+        let path = PathBuf::from(path);
+        move |source: io::Error| ConfigureError::Make { path, source }
+    };
+    match fs::create_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(group)(error)),
+        _ => {}
+    }
+    let meminfo = fs::read_to_string("meminfo").map_err(failed(Path::new("/proc/meminfo")))?;
+    let threads = fs::read_to_string("sys/kernel/threads-max")
+        .map_err(failed(Path::new("/proc/sys/kernel/threads-max")))?;
+    for (file, limit) in [("memory.max", memory(&meminfo)), ("pids.max", processes(&threads))] {
+        if let Some(limit) = limit {
+            let path = group.join(file);
+            fs::write(&path, limit.to_string()).map_err(failed(&path))?;
+        }
+    }
+    let entrance = group.join("cgroup.procs");
+    let entrance = File::options().write(true).open(&entrance).map_err(failed(&entrance))?;
+    Ok(Some(entrance.into()))
+}
+
+/// What commands may use of the memory `/proc/meminfo` tells of, in bytes.
+fn memory(meminfo: &str) -> Option<u64> {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = total.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)?;
+    total.checked_sub(MIN_RESERVE.max(total / RESERVED_PART))
+}
+
+/// How many processes commands may be, of the kernel's own limit.
+fn processes(threads_max: &str) -> Option<u64> {
+    threads_max.trim().parse::<u64>().ok().map(|threads| threads / 4 * 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn something_is_left_for_the_agent() {
+        assert_eq!(memory("MemTotal:  1048576 kB\nMemFree: 1 kB\n"), Some((1024 - 64) << 20));
+        assert_eq!(memory("MemTotal:   131072 kB\n"), Some((128 - 32) << 20));
+        assert_eq!(memory("MemTotal:   1024 kB\n"), None);
+        assert_eq!(processes("4096\n"), Some(3072));
+    }
+}
