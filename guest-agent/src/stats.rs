@@ -30,28 +30,19 @@ fn read_text(file: &'static str) -> Result<String, StatsError> {
 pub(crate) fn read(agent: &Agent) -> Result<Stats, StatsError> {
     let uptime = ClockId::CLOCK_BOOTTIME.now().map_err(StatsError::Clock)?;
     let meminfo = read_text("meminfo")?;
-    let memory = |name: &str| {
-        meminfo
-            .lines()
+    let kilobytes = |text: &str, name: &str| {
+        text.lines()
             .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
             .unwrap_or(0)
             .saturating_mul(1024)
     };
-    let statm = read_text("self/statm")?;
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    // Not `statm`: its counters lag behind by megabytes on many processors.
+    let own = read_text("self/smaps_rollup")?;
     Ok(Stats {
         uptime_ms: std::time::Duration::from(uptime).as_millis() as u64,
-        memory_total_bytes: memory("MemTotal:"),
-        memory_available_bytes: memory("MemAvailable:"),
-        agent_rss_bytes: pages * page_size(),
+        memory_total_bytes: kilobytes(&meminfo, "MemTotal:"),
+        memory_available_bytes: kilobytes(&meminfo, "MemAvailable:"),
+        agent_rss_bytes: kilobytes(&own, "Rss:"),
         commands: agent.commands(),
     })
-}
-
-fn page_size() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| u64::try_from(size).ok())
-        .unwrap_or(4096)
 }

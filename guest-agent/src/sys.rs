@@ -321,3 +321,14 @@ pub(crate) fn bring_up(socket: impl AsFd, interface: &str) -> Result<(), Errno> 
     // SAFETY: as above.
     unsafe { ioctl::set_interface_flags(fd, &request) }.map(drop)
 }
+
+/// Makes this process's environment look empty in `/proc`. The kernel gives its first process some
+/// variables, which are not the sandbox's business. Root may do this.
+pub(crate) fn hide_environment() -> Result<(), Errno> {
+    // SAFETY: the list ends with a null pointer, and nothing changes it while one thread runs.
+    let first = unsafe { (!libc::environ.is_null()).then(|| *libc::environ) };
+    let Some(first) = first.filter(|first| !first.is_null()) else { return Ok(()) };
+    // SAFETY: moves a mark that only `/proc/PID/environ` looks at to where the environment begins.
+    let result = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ENV_END, first, 0, 0) };
+    Errno::result(result).map(drop)
+}
