@@ -1,10 +1,12 @@
 //! Command lines for `bwrap`(1).
 //!
 //! Every helper of a sandbox runs under bubblewrap in namespaces of its own: it sees the files
-//! named here and nothing else, has no network, no capability, can gain none, and dies with us.
+//! named here and nothing else, has no network, no capability, can gain none, may make no system
+//! call that helpers have no use for, and dies with us.
 
 use crate::sys::identity::Identity;
-use crate::sys::process::HelperCommand;
+use crate::sys::process::{HelperCommand, ProcessError};
+use crate::sys::seccomp;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -92,10 +94,7 @@ impl Bubblewrap {
     /// A file with these contents, which bubblewrap reads from a descriptor: they are in no
     /// argument list and on no disk.
     pub(crate) fn file(&mut self, contents: &[u8], path: &Path) -> io::Result<()> {
-        let mut file = File::from(memfd()?);
-        file.write_all(contents)?;
-        file.rewind()?;
-        let fd = self.pass(file.into());
+        let fd = self.pass(in_memory(contents)?);
         self.flags(&["--perms", "0644"]);
         self.two("--ro-bind-data", OsStr::new(&fd.to_string()), path);
         Ok(())
@@ -121,18 +120,43 @@ impl Bubblewrap {
     }
 
     /// The command that runs `program` in this namespace. `name` is for messages.
-    pub(crate) fn command(mut self, name: &'static str, program: &Path, args: &[OsString]) -> HelperCommand {
+    pub(crate) fn command(
+        mut self,
+        name: &'static str,
+        program: &Path,
+        args: &[OsString],
+    ) -> Result<HelperCommand, ProcessError> {
+        let prepared = seccomp::filters()
+            .map_err(io::Error::other)
+            .and_then(|filters| {
+                filters.iter().map(|filter| in_memory(filter)).collect::<io::Result<Vec<_>>>()
+            })
+            .map_err(|source| ProcessError::Start { name, program: program.to_owned(), source })?;
+        for filter in prepared {
+            let fd = self.pass(filter);
+            self.flags(&["--add-seccomp-fd", &fd.to_string()]);
+        }
         if !program.starts_with("/usr") && !program.starts_with("/nix/store") {
             self.read_only(&program.to_owned(), program);
         }
         self.args.push("--".into());
         self.args.push(program.into());
         self.args.extend_from_slice(args);
-        HelperCommand { name, program: self.bwrap, args: self.args, identity: self.identity, fds: self.fds }
+        Ok(HelperCommand {
+            name,
+            program: self.bwrap,
+            args: self.args,
+            identity: self.identity,
+            fds: self.fds,
+        })
     }
 }
 
-fn memfd() -> io::Result<OwnedFd> {
+/// A file without a name that holds these bytes, at its beginning.
+fn in_memory(contents: &[u8]) -> io::Result<OwnedFd> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    Ok(memfd_create(c"firn", MFdFlags::MFD_CLOEXEC)?)
+    let mut file = File::from(memfd_create(c"firn", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(contents)?;
+    file.rewind()?;
+    Ok(file.into())
 }

@@ -9,4 +9,5 @@ pub(crate) mod identity;
 pub(crate) mod kvm;
 pub(crate) mod lock;
 pub(crate) mod process;
+pub(crate) mod seccomp;
 pub(crate) mod terminal;

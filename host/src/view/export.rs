@@ -127,7 +127,7 @@ impl Exporter<'_> {
                 .map(OsString::from),
         );
         args.extend(flags);
-        let helper = namespace.command("virtiofsd", self.virtiofsd, &args).start(self.cgroup)?;
+        let helper = namespace.command("virtiofsd", self.virtiofsd, &args)?.start(self.cgroup)?;
         Ok(Export { tag, helper })
     }
 }

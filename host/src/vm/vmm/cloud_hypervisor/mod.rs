@@ -103,7 +103,7 @@ impl CloudHypervisor {
         .map(OsString::from)
         .to_vec();
 
-        let helper = namespace.command(NAME, program, &args).start(confinement.cgroup)?;
+        let helper = namespace.command(NAME, program, &args)?.start(confinement.cgroup)?;
         let tail = Tail::default();
         tail.follow(console);
         let mut starting = CloudHypervisor { helper, console: tail, life: events::follow(events) };

@@ -86,7 +86,8 @@ impl Qemu {
             initrd: inherit(&mut namespace, &machine.initrd)?,
             monitor: namespace.pass(qemus_end),
         };
-        let qemu = namespace.command("qemu", programs.qemu, &arguments.render()).start(confinement.cgroup)?;
+        let qemu =
+            namespace.command("qemu", programs.qemu, &arguments.render())?.start(confinement.cgroup)?;
         let mut starting = Qemu { qemu, vsock, monitor, accelerator };
         starting.check_accelerator().await?;
         Ok(starting)
@@ -132,7 +133,7 @@ async fn start_vsock(program: &Path, confinement: Confinement<'_>) -> Result<Hel
     ]
     .map(OsString::from)
     .to_vec();
-    let mut helper = namespace.command("vhost-device-vsock", program, &args).start(confinement.cgroup)?;
+    let mut helper = namespace.command("vhost-device-vsock", program, &args)?.start(confinement.cgroup)?;
     // The device says nowhere that it is ready, and QEMU does not wait for it.
     let socket = confinement.sockets.join(VSOCK_DEVICE);
     let listening = async {
