@@ -15,16 +15,20 @@ use super::SandboxId;
 use crate::sys::cgroup::{Cgroup, Hierarchy};
 use crate::sys::identity::Identity;
 use crate::sys::lock::Lock;
+use crate::sys::process::ProcessId;
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long killed processes may take to be gone. A guest's memory is given back page by page.
 const REAP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a process that was just forked may take to see that its parent is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Records of this version are understood, no others.
 const RECORD_VERSION: u32 = 1;
@@ -33,8 +37,41 @@ const RECORD_VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     version: u32,
+    /// Who made it.
+    owner: ProcessId,
     /// The control group, when there is one.
     cgroup: Option<PathBuf>,
+}
+
+/// What a record turned out to be.
+enum Known {
+    /// One of this version.
+    Ours(Record),
+    /// A newer firn's: its sandbox is for a newer firn to reap.
+    Newer,
+    /// There is none.
+    Absent,
+}
+
+impl Record {
+    fn read(path: &Path) -> Result<Known, StoreError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let json = match fs::read(path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::Absent),
+            Err(error) => return Err(failed("read", path)(error)),
+        };
+        // It was renamed into place whole, so this is never half a record.
+        let unknown = |error: serde_json::Error| failed("understand", path)(error.into());
+        let Versioned { version } = serde_json::from_slice(&json).map_err(unknown)?;
+        if version != RECORD_VERSION {
+            return Ok(Known::Newer);
+        }
+        serde_json::from_slice(&json).map(Known::Ours).map_err(unknown)
+    }
 }
 
 /// The folder of all records could not be used.
@@ -123,7 +160,7 @@ impl Store {
         let id = SandboxId::random().map_err(StoreError::Name)?;
         let dir = self.dir.join(id.to_string());
         let cgroup = Hierarchy::find().map(|hierarchy| hierarchy.parent.join(id.to_string()));
-        let record = Record { version: RECORD_VERSION, cgroup: cgroup.clone() };
+        let record = Record { version: RECORD_VERSION, owner: ProcessId::ours(), cgroup: cgroup.clone() };
         let least = Identity::least(id.number());
         let identity = device.map_or(least, |device| least.with_device(device));
         let held = self.lock()?;
@@ -173,28 +210,39 @@ impl Store {
     fn reap_one(&self, id: SandboxId) -> Result<bool, StoreError> {
         let dir = self.dir.join(id.to_string());
         let lock_path = dir.join("lock");
-        let lock = match Lock::attempt(&lock_path) {
+        let attempt = || match Lock::attempt(&lock_path) {
+            Ok(lock) => Ok(lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Ok(false)),
+            Err(error) => Err(Err(failed("lock", &lock_path)(error))),
+        };
+        let mut lock = match attempt() {
             Ok(lock) => lock,
             // Its owner removed it while we were looking.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(failed("lock", &lock_path)(error)),
+            Err(answer) => return answer,
         };
+        let record = match Record::read(&dir.join("record.json"))? {
+            Known::Ours(record) => Some(record),
+            Known::Newer => return Ok(false),
+            Known::Absent => None,
+        };
+        // A process that its owner had just forked holds the lock too, for the moment until it
+        // sees that its parent is gone.
+        let patience = Instant::now() + LOCK_PATIENCE;
+        while lock.is_none() {
+            let owner_lives = record.as_ref().is_none_or(|record| record.owner.is_alive());
+            if owner_lives || Instant::now() > patience {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            lock = match attempt() {
+                Ok(lock) => lock,
+                Err(answer) => return answer,
+            };
+        }
         let Some(lock) = lock else { return Ok(false) };
-        let record_path = dir.join("record.json");
-        let cgroup = match fs::read(&record_path) {
-            Ok(json) => match serde_json::from_slice::<Record>(&json) {
-                // A newer firn's sandbox is for a newer firn to reap.
-                Ok(record) if record.version != RECORD_VERSION => return Ok(false),
-                Ok(record) => record.cgroup,
-                // It is renamed into place whole, so this is not half a record.
-                Err(error) => return Err(failed("understand", &record_path)(error.into())),
-            },
-            // Killed before it was written: then nothing else was made.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed("read", &record_path)(error)),
-        };
         let identity = Identity::least(id.number());
-        let cgroup = cgroup.map_or_else(Cgroup::none, Cgroup::at);
+        // Killed before a record was written: then nothing else was made.
+        let cgroup = record.and_then(|record| record.cgroup).map_or_else(Cgroup::none, Cgroup::at);
         Place { id, dir: dir.clone(), cgroup, identity, _lock: lock }.remove()?;
         Ok(true)
     }

@@ -12,6 +12,7 @@ use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::Identity;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
@@ -209,6 +210,36 @@ impl Helper {
         let _ = self.child.start_kill();
         let _ = self.child.wait().await;
     }
+}
+
+/// A process, told from a later one with the same number by when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessId {
+    pid: u32,
+    /// In clock ticks since the host booted: field 22 of `/proc/PID/stat` (`proc(5)`).
+    start_time: u64,
+}
+
+impl ProcessId {
+    /// This process.
+    pub(crate) fn ours() -> ProcessId {
+        let pid = std::process::id();
+        ProcessId { pid, start_time: start_time(pid).unwrap_or_default() }
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_alive(self) -> bool {
+        start_time(self.pid) == Some(self.start_time)
+    }
+}
+
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses that may hold anything: count behind it. A zombie
+    // has ended.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// An exit status in words.

@@ -23,9 +23,8 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 
-/// How much later than the agent firn itself calls a timeout: the guest that should have kept it
-/// is then not to be trusted.
-const TIMEOUT_GRACE: Duration = Duration::from_secs(30);
+/// How much later than the agent firn itself calls a timeout, and ends the guest.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 
 /// How long to look for a better reason when the guest hangs up.
 const REASON_PATIENCE: Duration = Duration::from_secs(3);
@@ -40,6 +39,8 @@ const MOST_INPUT: usize = 64 * 1024;
 enum End {
     Exited(Box<Exited>),
     NotStarted(NotStarted),
+    /// It did not, in time, and the guest was too busy or too hostile to end it.
+    TimedOut,
     /// Nobody reads our output any more.
     ReaderGone,
 }
@@ -112,10 +113,13 @@ pub(super) async fn run(run: &Run, config: &Config, spec: &Spec, output: &mut Ou
 
     // Only what is shared outlives the guest, so only then is there something to write back.
     let synced = match &ended {
-        Ok(_) if !spec.shares.is_empty() => tokio::select! {
-            synced = sandbox.vm().sync() => synced,
-            signal = signals.end() => return Err(Failed::Signal(signal)),
-        },
+        // A guest that did not end its command in time is not asked for more.
+        Ok(End::Exited(_) | End::NotStarted(_) | End::ReaderGone) if !spec.shares.is_empty() => {
+            tokio::select! {
+                synced = sandbox.vm().sync() => synced,
+                signal = signals.end() => return Err(Failed::Signal(signal)),
+            }
+        }
         _ => Ok(()),
     };
     if run.verbose {
@@ -222,15 +226,15 @@ async fn pump(
     let mut input = BytesMut::new();
     let mut waiting: Option<(Stream, Bytes)> = None;
     let mut urgent: u32 = 0;
-    let deadline = run.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
-    let too_late = async {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => std::future::pending().await,
-        }
-    };
-    let mut too_late = std::pin::pin!(too_late);
+    let mut reader_gone = false;
+    let mut deadline = run.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
     loop {
+        let too_late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
         let room = running.stdin_room().unwrap_or(0).min(MOST_INPUT);
         input.reserve(room);
         let mut limited = (&mut stdin).take(room as u64);
@@ -239,9 +243,11 @@ async fn pump(
             written = sinks.write(stream, &chunk), if waiting.is_some() => {
                 waiting = None;
                 if let Err(ReaderGone) = written {
-                    // As a pipe does it: the command learns by dying.
+                    // As a pipe does it: the command learns by dying. Its end is waited for, so
+                    // that the guest can be asked to write back what is shared.
                     running.send(&Input::Cancel)?;
-                    return Ok(End::ReaderGone);
+                    reader_gone = true;
+                    deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
                 }
             }
             event = running.next(), if waiting.is_none() => {
@@ -251,6 +257,8 @@ async fn pump(
                         None => continue,
                     },
                     ExecEvent::StdinRoom => continue,
+                    ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => continue,
+                    ExecEvent::Exited(_) if reader_gone => return Ok(End::ReaderGone),
                     ExecEvent::Stdout(chunk) => shown(events, Stream::Stdout, chunk),
                     ExecEvent::Stderr(chunk) => shown(events, Stream::Stderr, chunk),
                     ExecEvent::Exited(exited) => return Ok(End::Exited(exited)),
@@ -280,12 +288,7 @@ async fn pump(
                     running.send(&Input::Signal { signal })?;
                 }
             },
-            () = &mut too_late => {
-                return Err(GuestError::Silent {
-                    during: "the end of --timeout",
-                    patience: TIMEOUT_GRACE,
-                }.into());
-            }
+            () = too_late => return Ok(if reader_gone { End::ReaderGone } else { End::TimedOut }),
         }
     }
 }
@@ -326,11 +329,7 @@ fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> 
                 ExitStatus::Signal(signal) => outcome.signal = Some(format!("SIG{signal}")),
             }
             match (exited.ended_by, exited.status) {
-                (EndedBy::Timeout, _) => {
-                    let timeout = run.timeout.unwrap_or_default();
-                    output.note(&format!("killed: timeout {}", humantime::format_duration(timeout)));
-                    exit::TIMEOUT
-                }
+                (EndedBy::Timeout, _) => timed_out(run, output),
                 (_, ExitStatus::Code(code)) => u8::try_from(code).unwrap_or(u8::MAX),
                 (_, ExitStatus::Signal(signal)) => exit::signalled(signal),
             }
@@ -351,9 +350,21 @@ fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> 
             outcome.error = Some(reason.message.clone());
             code
         }
+        End::TimedOut => {
+            outcome.timed_out = true;
+            outcome.duration_ms =
+                run.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+            timed_out(run, output)
+        }
         End::ReaderGone => exit::signalled(libc::SIGPIPE),
     };
     (code, outcome)
+}
+
+fn timed_out(run: &Run, output: &mut Output) -> u8 {
+    let timeout = run.timeout.unwrap_or_default();
+    output.note(&format!("killed: timeout {}", humantime::format_duration(timeout)));
+    exit::TIMEOUT
 }
 
 /// What the sandbox was and used.
