@@ -84,15 +84,23 @@ packages() {
 
 # ---- Programs from crates.io ----------------------------------------------------------------
 
-# crate NAME PROGRAM MINIMUM VERSION: builds NAME at VERSION into $tools unless a PROGRAM of at
-# least MINIMUM is there already.
+# crate NAME PROGRAM MINIMUM VERSION [OPTION…]: builds NAME at VERSION into $tools unless a PROGRAM of
+# at least MINIMUM is there already.
 crate() {
     good_enough "$2" "$3" && return
     command -v cargo >/dev/null 2>&1 || die "cargo is missing: install a Rust toolchain first (rustup.rs)"
     say "building $1 $4 (once, some minutes)"
     # RUSTFLAGS and the like are meant for firn; a shared target folder lets crates share work.
     env -u RUSTFLAGS -u CARGO_BUILD_TARGET CARGO_TARGET_DIR="$cache/build" \
-        cargo install --quiet --locked --root "$tools" --version "$4" "$1"
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --root "$tools" --version "$4" ${5:-} "$1"
+}
+
+# wheel NAME VERSION: the program built by its own makers, where there is a pip to fetch it.
+wheel() {
+    python3 -m pip --version >/dev/null 2>&1 || return 0
+    python3 -m pip install --quiet --no-deps --only-binary :all: --target "$cache/wheels/$1" "$1==$2" || return 0
+    mkdir -p "$tools/bin"
+    install -m 755 "$cache/wheels/$1/bin/$1" "$tools/bin/$1"
 }
 
 # program NAME MINIMUM VERSION: as above, and where firn finds it.
@@ -131,12 +139,14 @@ for part; do
         ;;
     test) crate cargo-nextest cargo-nextest 0.9.100 0.9.114 ;;
     lint)
-        crate cargo-deny cargo-deny 0.18 0.20.2
-        crate cargo-machete cargo-machete 0.9 0.9.2
-        crate typos-cli typos 1.40 1.42.3
+        # Not optimized: they run for seconds, and building them is what takes minutes.
+        crate cargo-deny cargo-deny 0.18 0.20.2 --debug
+        crate cargo-machete cargo-machete 0.9 0.9.2 --debug
+        good_enough typos 1.40 || wheel typos 1.52.0
+        crate typos-cli typos 1.40 1.42.3 --debug
         ;;
     fuzz) crate cargo-fuzz cargo-fuzz 0.13 0.13.2 ;;
     esac
 done
 # The tools are kept, what they were built from is not: gigabytes.
-rm -rf "$cache/build"
+rm -rf "$cache/build" "$cache/wheels"
