@@ -98,7 +98,7 @@ crate() {
 # wheel NAME VERSION: the program built by its own makers, where there is a pip to fetch it.
 wheel() {
     python3 -m pip --version >/dev/null 2>&1 || return 0
-    python3 -m pip install --quiet --no-deps --only-binary :all: --target "$cache/wheels/$1" "$1==$2" || return 0
+    python3 -m pip install --quiet --root-user-action=ignore --no-deps --only-binary :all: --target "$cache/wheels/$1" "$1==$2" || return 0
     mkdir -p "$tools/bin"
     install -m 755 "$cache/wheels/$1/bin/$1" "$tools/bin/$1"
 }

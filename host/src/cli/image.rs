@@ -286,7 +286,7 @@ mod tests {
     fn images_are_shown() {
         let dir = tempfile::tempdir().unwrap();
         put(&dir, "0123456789ab", MANIFEST);
-        put(&dir, "ba9876543210", "{");
+        put(&dir, "9a9876543210", "{");
         let hide = |text: String| text.replace(&*dir.path().to_string_lossy(), "CACHE");
         insta::assert_snapshot!("list", hide(firn_image(&images(&dir), "list").unwrap()));
         insta::assert_snapshot!("list_json", hide(firn_image(&images(&dir), "list --json").unwrap()));
