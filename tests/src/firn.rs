@@ -40,6 +40,10 @@ impl Firn {
             .env("HOME", host.home())
             .env("FIRN_RUNTIME_DIR", host.runtime())
             .env("FIRN_CACHE_DIR", host.cache());
+        if let Some(user) = host.user() {
+            use std::os::unix::process::CommandExt as _;
+            command.uid(user).gid(user);
+        }
         Firn { command, stdin: None }
     }
 

@@ -10,12 +10,16 @@ use tempfile::TempDir;
 /// How long to wait for something that happens soon or never.
 const SOON: Duration = Duration::from_secs(60);
 
+/// Nobody's number.
+const NORMAL_USER: u32 = 54_242;
+
 /// A home, a runtime folder and a cache; the cache is shared by all tests, because making a guest
 /// image takes seconds.
 #[derive(Debug)]
 pub struct Host {
     dir: TempDir,
     cache: PathBuf,
+    user: Option<u32>,
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test suite's own settings")]
@@ -48,7 +52,7 @@ impl Host {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let cache = setting("FIRN_TEST_CACHE").unwrap_or_else(|| binaries().join("test-cache"));
-        Host { dir, cache }
+        Host { dir, cache, user: None }
     }
 
     /// One with an empty cache.
@@ -57,6 +61,23 @@ impl Host {
         let mut host = Host::new();
         host.cache = host.dir.path().join("cache");
         host
+    }
+
+    /// One that belongs to a normal user, where the tests run as root; else the same as any.
+    #[must_use]
+    pub fn of_a_normal_user() -> Host {
+        let mut host = Host::with_empty_cache();
+        if nix::unistd::geteuid().is_root() {
+            for dir in [host.dir.path().to_owned(), host.home(), host.work()] {
+                std::os::unix::fs::chown(dir, Some(NORMAL_USER), Some(NORMAL_USER)).unwrap();
+            }
+            host.user = Some(NORMAL_USER);
+        }
+        host
+    }
+
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.user
     }
 
     /// The folder of running sandboxes.

@@ -81,6 +81,18 @@ fn a_workspace_belongs_to_the_user_of_the_command() {
 }
 
 #[test]
+fn a_normal_user_can_do_all_of_it() {
+    let host = Host::of_a_normal_user();
+    // As a normal user would have it: the programs where everybody can read them.
+    let script = "id -u; echo out > file; stat -c %u file; cat /proc/self/cgroup > /dev/null";
+    let done = host.run(&["-w", ".", "--", "sh", "-c", script]).finish().expect(0);
+    assert_eq!(done.text(), "0\n0\n");
+    let owner = fs::metadata(host.work().join("file")).unwrap().uid();
+    assert_eq!(owner, fs::metadata(host.work()).unwrap().uid());
+    let _ = host.firn(&["doctor"]).finish().expect(0);
+}
+
+#[test]
 fn a_read_only_workspace_cannot_be_written() {
     let host = Host::new();
     fs::write(host.work().join("input"), "x").unwrap();

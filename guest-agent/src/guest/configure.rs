@@ -105,9 +105,11 @@ impl Guest {
         }
         mounts::check(&configure.mounts)?;
         self.configured.set(true);
-        self.complete();
+        // First, because it was the host's time when the host sent it: what comes before makes the
+        // guest lag, and files the host's side stamps would be from the future.
         let clock = TimeSpec::from_duration(Duration::from_nanos(configure.unix_time_ns));
         ClockId::CLOCK_REALTIME.set_time(clock).map_err(ConfigureError::Clock)?;
+        self.complete();
         let random =
             std::fs::File::options().write(true).open("/dev/random").map_err(ConfigureError::OpenRandom)?;
         sys::seed_randomness(random, entropy).map_err(ConfigureError::Entropy)?;

@@ -1,7 +1,10 @@
 //! Folders and files of the caller that a sandbox is shown, as the command line names them.
 
 use firn_protocol::Access;
+use nix::unistd::Uid;
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 /// A folder or a file of the host at a path of the sandbox.
@@ -36,6 +39,21 @@ pub(crate) enum ShareError {
     /// Sharing everything, or what the kernel makes up, shares secrets.
     #[error("{} cannot be shared: it holds more than a sandbox may see", .0.display())]
     TooMuch(PathBuf),
+    /// Root's helpers have no capability, so to them other people's files are what they are to
+    /// everybody.
+    #[error(
+        "{} belongs to user {owner} and is not open to all, and firn as root gives its helpers no right to \
+         other people's files: run firn as that user, or change who owns or may {verb} it",
+        path.display()
+    )]
+    OthersFolder {
+        /// As it was given.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// What cannot be done: `read` or `write`.
+        verb: &'static str,
+    },
     /// The sandbox's path cannot be used.
     #[error("{:?} is not a path to mount at: {reason}", path)]
     Target {
@@ -65,11 +83,12 @@ impl Share {
     /// `PATH[:ro|:rw]`, writable unless it says otherwise, shown at `target`.
     pub(crate) fn workspace(text: &str, target: &str) -> Result<Share, ShareError> {
         let (path, access) = split_access(text);
-        let host = resolve(Path::new(path))?;
+        let access = access.unwrap_or(Access::ReadWrite);
+        let host = resolve(Path::new(path), access)?;
         if !host.is_dir() {
             return Err(ShareError::NotAFolder(path.into()));
         }
-        Ok(Share { host, target: target.into(), access: access.unwrap_or(Access::ReadWrite) })
+        Ok(Share { host, target: target.into(), access })
     }
 
     /// `HOST:GUEST[:ro|:rw]`, read-only unless it says otherwise.
@@ -81,7 +100,8 @@ impl Share {
             return Err(ShareError::Syntax(text.to_owned()));
         }
         let target = check_target(Path::new(target))?;
-        Ok(Share { host: resolve(Path::new(host))?, target, access: access.unwrap_or(Access::ReadOnly) })
+        let access = access.unwrap_or(Access::ReadOnly);
+        Ok(Share { host: resolve(Path::new(host), access)?, target, access })
     }
 
     /// Refuses two shares at the same place.
@@ -95,7 +115,7 @@ impl Share {
     }
 }
 
-fn resolve(path: &Path) -> Result<PathBuf, ShareError> {
+fn resolve(path: &Path, access: Access) -> Result<PathBuf, ShareError> {
     let failed = |source| ShareError::Host { path: path.to_owned(), source };
     let host = std::fs::canonicalize(path).map_err(failed)?;
     let metadata = std::fs::metadata(&host).map_err(failed)?;
@@ -107,11 +127,28 @@ fn resolve(path: &Path) -> Result<PathBuf, ShareError> {
     } else {
         return Err(ShareError::Special(path.to_owned()));
     }
+    check_owner(path, &metadata, access, Uid::effective())?;
     let kernels = ["/proc", "/sys", "/dev"].iter().any(|root| host.starts_with(root));
     if host == Path::new("/") || kernels {
         return Err(ShareError::TooMuch(path.to_owned()));
     }
     Ok(host)
+}
+
+fn check_owner(path: &Path, metadata: &Metadata, access: Access, caller: Uid) -> Result<(), ShareError> {
+    if !caller.is_root() || metadata.uid() == 0 {
+        return Ok(());
+    }
+    let refused = |verb| ShareError::OthersFolder { path: path.to_owned(), owner: metadata.uid(), verb };
+    let (read, write) = if metadata.is_dir() { (0o5, 0o3) } else { (0o4, 0o2) };
+    let open_to_all = |bits: u32| metadata.mode() & bits == bits;
+    if !open_to_all(read) {
+        return Err(refused("read"));
+    }
+    if access == Access::ReadWrite && !open_to_all(write) {
+        return Err(refused("write"));
+    }
+    Ok(())
 }
 
 fn check_target(path: &Path) -> Result<PathBuf, ShareError> {
@@ -162,6 +199,26 @@ mod tests {
         assert!(matches!(Share::workspace("/etc/hostname", "/workspace"), Err(ShareError::NotAFolder(_))));
         let twice = [Share::mount("/usr:/a").unwrap(), Share::mount("/etc:/a").unwrap()];
         assert!(matches!(Share::check_all(&twice), Err(ShareError::Twice(_))));
+    }
+
+    #[test]
+    fn root_is_told_when_a_folder_is_somebody_elses() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let check = |mode: u32, access| {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let metadata = std::fs::metadata(dir.path()).unwrap();
+            check_owner(dir.path(), &metadata, access, Uid::from_raw(0))
+        };
+        if Uid::effective().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(4242), None).unwrap();
+        }
+        assert!(check(0o755, Access::ReadOnly).is_ok());
+        assert!(check(0o777, Access::ReadWrite).is_ok());
+        let refused = check(0o755, Access::ReadWrite);
+        assert!(matches!(refused, Err(ShareError::OthersFolder { verb: "write", .. })), "{refused:?}");
+        let refused = check(0o750, Access::ReadOnly);
+        assert!(matches!(refused, Err(ShareError::OthersFolder { verb: "read", .. })), "{refused:?}");
     }
 
     #[test]
