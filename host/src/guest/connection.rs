@@ -1,12 +1,14 @@
 //! One connection to an agent: the handshake, and requests that have one reply.
 
 use super::exec::Running;
+use super::words::one_line;
 use bytes::{Buf as _, BytesMut};
 use firn_protocol::{
     Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
     RequestId,
 };
 use futures::StreamExt as _;
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -19,6 +21,10 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(20);
 /// How much may wait to be sent. The agent reads at all times, so more means that it does not.
 const OUTBOX: usize = 1 << 20;
 
+/// The longest message an agent may send, in bytes: far more than any needs, and little enough that
+/// what a reader makes of it (of `[0,0,0…` sixteen times as much) is no burden.
+const LONGEST_MESSAGE: usize = 256 * 1024;
+
 /// A conversation with an agent that went wrong. The connection is of no use afterwards, except
 /// after [`GuestError::Refused`].
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +36,7 @@ pub(crate) enum GuestError {
         /// What was under way.
         during: &'static str,
     },
-    /// The connection failed, or carried what is no frame or no message.
+    /// The connection failed, or carried what is no frame.
     #[error("the sandbox broke the protocol during {during}")]
     Frame {
         /// What was under way.
@@ -38,6 +44,19 @@ pub(crate) enum GuestError {
         /// What is wrong with it.
         #[source]
         source: FrameError,
+    },
+    /// A frame whose body is not the message its kind says.
+    #[error(
+        "the sandbox broke the protocol during {during}: a {kind:?} frame without a valid message: {why}"
+    )]
+    Malformed {
+        /// What was under way.
+        during: &'static str,
+        /// The frame's kind.
+        kind: Kind,
+        /// What the JSON reader says of it. Not its error itself: that quotes the guest at any
+        /// length.
+        why: String,
     },
     /// A message that must not come at this point.
     #[error("the sandbox broke the protocol during {during}: {what}")]
@@ -74,6 +93,20 @@ pub(crate) enum GuestError {
     },
 }
 
+impl GuestError {
+    /// Whether the guest ended the connection, be it within a frame. It usually did not mean to:
+    /// it died.
+    pub(crate) fn hung_up(&self) -> bool {
+        matches!(self, GuestError::Closed { .. } | GuestError::Frame { source: FrameError::Truncated, .. })
+    }
+
+    /// The error for what the agent could not do.
+    pub(super) fn refused(during: &'static str, failure: &Failure) -> GuestError {
+        let failure = Failure { code: failure.code, message: one_line(&failure.message) };
+        GuestError::Refused { during, failure }
+    }
+}
+
 /// A connection after the handshake.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -93,10 +126,10 @@ impl Connection {
         connection
             .within(during, HELLO_PATIENCE, async |this| {
                 let frame = this.receive(during).await?;
-                if frame.kind != Kind::Hello {
+                if frame.kind != Kind::Hello || frame.id != 0 {
                     return Err(unexpected(during, &frame));
                 }
-                let hello: Hello = frame.message().map_err(|source| GuestError::Frame { during, source })?;
+                let hello: Hello = message(during, &frame)?;
                 if hello.protocol != PROTOCOL_VERSION {
                     return Err(GuestError::Version { theirs: hello.protocol });
                 }
@@ -135,9 +168,9 @@ impl Connection {
 
     /// Starts a command. The connection is its until it is over.
     pub(crate) fn exec(&mut self, exec: Exec) -> Result<Running<'_>, GuestError> {
-        let stdin = exec.stdin;
+        let (stdin, timeout_ms) = (exec.stdin, exec.timeout_ms);
         let id = self.request(&Request::Exec(Box::new(exec)), "a command")?;
-        Ok(Running::new(self, id, stdin))
+        Ok(Running::new(self, id, stdin, timeout_ms))
     }
 
     async fn ask(
@@ -152,8 +185,8 @@ impl Connection {
             if frame.id != id || frame.kind != Kind::Reply {
                 return Err(unexpected(during, &frame));
             }
-            match frame.message().map_err(|source| GuestError::Frame { during, source })? {
-                Reply::Error(failure) => Err(GuestError::Refused { during, failure }),
+            match message(during, &frame)? {
+                Reply::Error(failure) => Err(GuestError::refused(during, &failure)),
                 reply => Ok(reply),
             }
         })
@@ -198,6 +231,12 @@ impl Connection {
         Codec.encode(frame, &mut self.outbox).map_err(|source| GuestError::Frame { during, source })
     }
 
+    /// How much memory is held for what came and what is to go, in bytes.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.read.read_buffer().capacity() + self.outbox.capacity()
+    }
+
     /// How many bytes wait to be sent.
     pub(super) fn unsent(&self) -> usize {
         self.outbox.len()
@@ -210,6 +249,7 @@ impl Connection {
             tokio::select! {
                 frame = self.read.next() => {
                     return match frame {
+                        Some(Ok(frame)) if is_too_long(&frame) => Err(unexpected(during, &frame)),
                         Some(Ok(frame)) => Ok(frame),
                         Some(Err(FrameError::Io(error))) if closed(&error) => Err(GuestError::Closed { during }),
                         Some(Err(source)) => Err(GuestError::Frame { during, source }),
@@ -224,6 +264,20 @@ impl Connection {
             }
         }
     }
+}
+
+fn is_too_long(frame: &Frame) -> bool {
+    !matches!(frame.kind, Kind::Stdout | Kind::Stderr) && frame.body.len() > LONGEST_MESSAGE
+}
+
+/// The message in a frame.
+pub(super) fn message<T: DeserializeOwned>(during: &'static str, frame: &Frame) -> Result<T, GuestError> {
+    frame.message().map_err(|error| match error {
+        FrameError::Body { kind, source } => {
+            GuestError::Malformed { during, kind, why: one_line(&source.to_string()) }
+        }
+        source => GuestError::Frame { during, source },
+    })
 }
 
 fn closed(error: &std::io::Error) -> bool {

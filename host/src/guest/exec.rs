@@ -1,10 +1,19 @@
 //! A running command, seen from the host.
 
-use super::connection::{Connection, GuestError, unexpected, wrong_reply};
+use super::connection::{Connection, GuestError, message, unexpected, wrong_reply};
+use super::words::one_line;
 use bytes::Bytes;
-use firn_protocol::{Event, Exited, Frame, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin};
+use firn_protocol::{
+    EndedBy, Event, ExitStatus, Exited, Frame, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin,
+};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 const DURING: &str = "a command";
+
+/// How long the agent may take to say whether the program runs. How long it then runs is the
+/// caller's business.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The most stdin that is sent ahead, whatever the agent grants, in bytes.
 const MOST_AHEAD: usize = STDIN_WINDOW as usize;
@@ -38,21 +47,42 @@ pub(crate) struct Running<'c> {
     connection: &'c mut Connection,
     id: RequestId,
     started: bool,
+    /// When the agent has taken too long to start it.
+    too_late: Instant,
+    timeout_ms: Option<u64>,
     stdin: StdinState,
 }
 
 impl<'c> Running<'c> {
-    pub(super) fn new(connection: &'c mut Connection, id: RequestId, stdin: Stdin) -> Running<'c> {
+    pub(super) fn new(
+        connection: &'c mut Connection,
+        id: RequestId,
+        stdin: Stdin,
+        timeout_ms: Option<u64>,
+    ) -> Running<'c> {
         let stdin = match stdin {
             Stdin::Null => StdinState::Ended,
             Stdin::Stream => StdinState::Open { credit: u64::from(STDIN_WINDOW) },
         };
-        Running { connection, id, started: false, stdin }
+        let too_late = Instant::now() + START_PATIENCE;
+        Running { connection, id, started: false, too_late, timeout_ms, stdin }
     }
 
     /// What happens next. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
-        let frame = self.connection.receive(DURING).await?;
+        let receiving = self.connection.receive(DURING);
+        let frame = if self.started {
+            receiving.await?
+        } else {
+            // It may also talk of other things all the time.
+            let silent = || GuestError::Silent { during: "the start of a command", patience: START_PATIENCE };
+            let frame =
+                timeout_at(self.too_late, receiving).await.unwrap_or_else(|_elapsed| Err(silent()))?;
+            if Instant::now() >= self.too_late {
+                return Err(silent());
+            }
+            frame
+        };
         if frame.id != self.id {
             return Err(unexpected(DURING, &frame));
         }
@@ -72,7 +102,7 @@ impl<'c> Running<'c> {
     }
 
     fn event(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
-        match frame.message().map_err(|source| GuestError::Frame { during: DURING, source })? {
+        match message(DURING, frame)? {
             Event::Started { .. } if self.started => Err(unexpected(DURING, frame)),
             Event::Started { .. } => {
                 self.started = true;
@@ -92,13 +122,31 @@ impl<'c> Running<'c> {
     }
 
     fn reply(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
-        match frame.message().map_err(|source| GuestError::Frame { during: DURING, source })? {
+        match message(DURING, frame)? {
             // Also without having started: a command may be killed before its start was told.
-            Reply::Exited(exited) => Ok(ExecEvent::Exited(exited)),
-            Reply::NotStarted(reason) if !self.started => Ok(ExecEvent::NotStarted(reason)),
-            Reply::Error(failure) => Err(GuestError::Refused { during: DURING, failure }),
+            Reply::Exited(exited) if self.is_possible(&exited) => Ok(ExecEvent::Exited(exited)),
+            Reply::NotStarted(NotStarted { reason, message }) if !self.started => {
+                Ok(ExecEvent::NotStarted(NotStarted { reason, message: one_line(&message) }))
+            }
+            Reply::Error(failure) => Err(GuestError::refused(DURING, &failure)),
             other => Err(wrong_reply(DURING, &other)),
         }
+    }
+
+    /// Whether a command can have ended like this: exit codes are made from it, and what is told
+    /// of the timeout.
+    fn is_possible(&self, exited: &Exited) -> bool {
+        let status = match exited.status {
+            ExitStatus::Code(code) => (0..=255).contains(&code),
+            ExitStatus::Signal(signal) => (1..=64).contains(&signal),
+        };
+        status && (exited.ended_by != EndedBy::Timeout || self.timeout_ms.is_some())
+    }
+
+    /// How much memory is held for it, in bytes.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.connection.held()
     }
 
     /// How many bytes of stdin can be sent now. None: stdin has ended, at one end or the other.

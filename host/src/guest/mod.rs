@@ -7,6 +7,7 @@
 mod connection;
 mod exec;
 pub(crate) mod vsock;
+mod words;
 
 pub(crate) use connection::{Connection, GuestError};
 pub(crate) use exec::{ExecEvent, Running};

@@ -36,6 +36,9 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the VMM may take to end after a virtiofsd that it ended.
 const REASON_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the VMM may take to end after a guest that hung up.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
+
 /// How many fresh random bytes a guest gets: what Linux's generator is seeded with.
 const ENTROPY: usize = 64;
 
@@ -153,24 +156,31 @@ impl Bringup<'_> {
             })?;
             Ok::<_, VmError>(Connection::establish(stream).await?)
         };
-        let mut agent = tokio::select! {
+        let connected = tokio::select! {
             // In this order: an agent that answers proves more than a helper's words.
             biased;
             agent = tokio::time::timeout(patience, ready) => match agent {
-                Ok(agent) => agent?,
+                Ok(connected) => connected,
                 Err(_elapsed) => return Err(VmError::NotReady { patience, console: vmm.console() }),
             },
             failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
         };
         // Whoever else in the guest dials this port reaches nobody.
         drop(listener);
+        let mut agent = match connected {
+            Err(VmError::Guest(error)) => return Err(reason(error, why_ended(&mut *vmm, &mut exports)).await),
+            connected => connected?,
+        };
 
         progress(Phase::Configuring);
         let configure = configuration(self.spec, self.view, self.hostname)?;
-        tokio::select! {
+        let configured = tokio::select! {
             biased;
-            configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured?,
+            configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured,
             failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
+        };
+        if let Err(error) = configured {
+            return Err(reason(error, why_ended(&mut *vmm, &mut exports)).await);
         }
         Ok(Vm { vmm, exports, agent })
     }
@@ -195,6 +205,17 @@ async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
             }
         }
     }
+}
+
+/// What is behind `error`: a guest that hangs up is usually one that died, and how is the better
+/// reason.
+pub(crate) async fn reason(error: GuestError, ended: impl Future<Output = VmError>) -> VmError {
+    if error.hung_up()
+        && let Ok(failure) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
+    {
+        return failure;
+    }
+    error.into()
 }
 
 async fn any_ended(exports: &mut [Export]) -> ProcessError {
@@ -235,10 +256,15 @@ impl Vm {
     /// Has the guest write everything back.
     pub(crate) async fn sync(&mut self) -> Result<(), VmError> {
         let (agent, ended) = self.parts();
-        tokio::select! {
+        let mut ended = std::pin::pin!(ended);
+        let done = tokio::select! {
             biased;
-            done = agent.shutdown(SHUTDOWN_PATIENCE) => Ok(done?),
-            failure = ended => Err(failure),
+            done = agent.shutdown(SHUTDOWN_PATIENCE) => done,
+            failure = &mut ended => return Err(failure),
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(error) => Err(reason(error, ended).await),
         }
     }
 

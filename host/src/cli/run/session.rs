@@ -13,7 +13,7 @@ use crate::sandbox::Spec;
 use crate::sandbox::launch::{Isolation, Progress, Sandbox};
 use crate::sandbox::store::Store;
 use crate::sys::terminal::{self, RawMode};
-use crate::vm::Phase;
+use crate::vm::{self, Phase};
 use crate::vm::vmm::Accelerator;
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
@@ -25,9 +25,6 @@ use tokio::io::AsyncReadExt as _;
 
 /// How much later than the agent firn itself calls a timeout, and ends the guest.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
-
-/// How long to look for a better reason when the guest hangs up.
-const REASON_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How many times Ctrl-C is passed on before it ends the sandbox.
 const INTERRUPTS: u32 = 2;
@@ -203,13 +200,7 @@ async fn execute(
         failure = &mut ended => Err(failure.into()),
     };
     match pumped {
-        // A guest that hangs up is usually one that died: how is the better reason.
-        Err(Failed::Guest(GuestError::Closed { during })) => {
-            match tokio::time::timeout(REASON_PATIENCE, ended).await {
-                Ok(failure) => Err(Failed::Sandbox(failure)),
-                Err(_still_runs) => Err(GuestError::Closed { during }.into()),
-            }
-        }
+        Err(Failed::Guest(error)) => Err(vm::reason(error, ended).await.into()),
         other => other,
     }
 }
