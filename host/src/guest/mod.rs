@@ -9,5 +9,8 @@ mod exec;
 pub(crate) mod vsock;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use connection::{Connection, GuestError};
 pub(crate) use exec::{ExecEvent, Running};

@@ -1,0 +1,735 @@
+//! A guest that does what it must not, in every phase of a conversation.
+//!
+//! Each attack is a script: the peer behaves until its phase comes, sends the attack, and then hangs
+//! up, waits for ever, or goes on. What firn makes of it is in the table [`ATTACKS`]. Time is
+//! paused: what waits for a deadline takes no time.
+
+use super::{Connection, ExecEvent, GuestError, Running};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use firn_protocol::{
+    Codec, Configure, Event, Exec, ExitStatus, Frame, FrameError, Hello, Input, Kind, MAX_BODY,
+    PROTOCOL_VERSION, Reply, Request, Stdin, Text,
+};
+use futures::{FutureExt as _, StreamExt as _};
+use serde_json::json;
+use std::error::Error as _;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{Encoder as _, FramedRead};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// No conversation may take longer, deadlines included, in paused time.
+const HANG: Duration = Duration::from_secs(600);
+
+/// Far more than any conversation may hold on to: two messages of the largest kind.
+const MOST_HELD: usize = 2 * MAX_BODY;
+
+/// Where in a conversation the peer turns hostile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Instead of its hello.
+    Hello,
+    /// Instead of saying that it is configured.
+    Configuring,
+    /// Instead of saying that the command was started.
+    Starting,
+    /// While the command runs.
+    Running,
+    /// Together with the reply that ends the command, when nothing was asked yet.
+    Over,
+    /// Instead of saying that it shuts down.
+    ShuttingDown,
+}
+use Phase::{Configuring, Over, Running as Runs, ShuttingDown, Starting};
+
+const PHASES: [Phase; 6] = [Phase::Hello, Configuring, Starting, Runs, Over, ShuttingDown];
+
+impl Phase {
+    /// The operation the host waits for.
+    fn id(self) -> u32 {
+        match self {
+            Phase::Hello => 0,
+            Configuring => 1,
+            Starting | Runs => 2,
+            // The host has not asked yet, but will.
+            Over | ShuttingDown => 3,
+        }
+    }
+}
+
+/// What the peer does after its attack.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    HangUp,
+    FallSilent,
+    GoOn,
+}
+use Then::{FallSilent, GoOn, HangUp};
+
+/// What becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    Closed,
+    TooLong,
+    TooShort,
+    UnknownKind,
+    Truncated,
+    Malformed,
+    Unexpected,
+    Version,
+    Silent,
+    Refused,
+    /// The attack makes no sense in that phase.
+    NotTried,
+}
+use Verdict::{Closed, Fine, Malformed, NotTried, Refused, Silent, TooLong, TooShort, Truncated};
+use Verdict::{Unexpected, UnknownKind, Version};
+
+struct Attack {
+    name: &'static str,
+    bytes: fn(Phase) -> Vec<u8>,
+    then: Then,
+    verdict: fn(Phase) -> Verdict,
+}
+
+fn head(length: u32, kind: u8, id: u32) -> Vec<u8> {
+    let mut wire = Vec::new();
+    wire.put_u32(length);
+    wire.put_u8(kind);
+    wire.put_u32(id);
+    wire
+}
+
+fn raw(kind: Kind, id: u32, body: &[u8]) -> Vec<u8> {
+    let mut wire = head(u32::try_from(body.len() + 5).unwrap(), kind as u8, id);
+    wire.extend_from_slice(body);
+    wire
+}
+
+fn json(kind: Kind, id: u32, body: &serde_json::Value) -> Vec<u8> {
+    raw(kind, id, body.to_string().as_bytes())
+}
+
+/// The kind of JSON frame the host expects in a phase.
+fn awaited(phase: Phase) -> Kind {
+    match phase {
+        Phase::Hello => Kind::Hello,
+        Starting | Runs => Kind::Event,
+        Configuring | Over | ShuttingDown => Kind::Reply,
+    }
+}
+
+fn started(id: u32) -> Vec<u8> {
+    json(Kind::Event, id, &json!({"type": "started", "pid": 7}))
+}
+
+fn credit(id: u32) -> Vec<u8> {
+    json(Kind::Event, id, &json!({"type": "stdin_credit", "bytes": u32::MAX}))
+}
+
+fn exited(id: u32, status: &serde_json::Value, ended_by: &str) -> Vec<u8> {
+    let body = json!({
+        "type": "exited", "status": status, "ended_by": ended_by, "duration_us": u64::MAX,
+        "user_us": u64::MAX, "system_us": u64::MAX, "max_rss_bytes": u64::MAX,
+        "stdout_bytes": u64::MAX, "stderr_bytes": u64::MAX, "truncated": true,
+    });
+    json(Kind::Reply, id, &body)
+}
+
+fn hello(protocol: u32) -> Vec<u8> {
+    json(Kind::Hello, 0, &json!({"protocol": protocol, "software": "\u{1b}[2J", "capabilities": ["x"]}))
+}
+
+/// JSON of the right kind and the given length, in which there is more than there should be.
+fn padded(phase: Phase, length: usize) -> Vec<u8> {
+    let mut body = String::from(match phase {
+        Phase::Hello => r#"{"protocol":1,"software":"x","more":["#,
+        Starting | Runs => r#"{"type":"stdin_closed","more":["#,
+        Configuring => r#"{"type":"configured","more":["#,
+        Over | ShuttingDown => r#"{"type":"shutting_down","more":["#,
+    });
+    while body.len() < length - 4 {
+        body.push_str("0,");
+    }
+    body.push_str("0]}");
+    raw(awaited(phase), phase.id(), body.as_bytes())
+}
+
+fn during_a_run(phase: Phase, verdict: Verdict) -> Verdict {
+    if phase == Runs { verdict } else { Unexpected }
+}
+
+const ATTACKS: &[Attack] = &[
+    Attack {
+        name: "the largest length there is",
+        bytes: |phase| head(u32::MAX, awaited(phase) as u8, phase.id()),
+        then: FallSilent,
+        verdict: |_| TooLong,
+    },
+    Attack {
+        name: "one byte of output too many",
+        bytes: |phase| head(256 * 1024 + 6, Kind::Stdout as u8, phase.id()),
+        then: FallSilent,
+        verdict: |_| TooLong,
+    },
+    Attack {
+        name: "a length shorter than the header",
+        bytes: |phase| head(4, awaited(phase) as u8, phase.id()),
+        then: FallSilent,
+        verdict: |_| TooShort,
+    },
+    Attack {
+        name: "an unknown kind",
+        bytes: |phase| head(5, 0xee, phase.id()),
+        then: FallSilent,
+        verdict: |_| UnknownKind,
+    },
+    Attack {
+        name: "half a header, then the end",
+        bytes: |phase| head(5, awaited(phase) as u8, phase.id())[..3].to_vec(),
+        then: HangUp,
+        verdict: |_| Truncated,
+    },
+    Attack {
+        name: "half a frame, then the end",
+        bytes: |phase| [head(5000, awaited(phase) as u8, phase.id()), vec![b' '; 2500]].concat(),
+        then: HangUp,
+        verdict: |_| Truncated,
+    },
+    Attack {
+        name: "half a frame, then nothing",
+        bytes: |phase| [head(5000, awaited(phase) as u8, phase.id()), vec![b' '; 2500]].concat(),
+        then: FallSilent,
+        // A command may be silent for ever.
+        verdict: |phase| if phase == Runs { NotTried } else { Silent },
+    },
+    Attack { name: "the end", bytes: |_| Vec::new(), then: HangUp, verdict: |_| Closed },
+    Attack {
+        name: "nothing at all",
+        bytes: |_| Vec::new(),
+        then: FallSilent,
+        verdict: |phase| if phase == Runs { NotTried } else { Silent },
+    },
+    Attack {
+        name: "a request to the host",
+        bytes: |phase| json(Kind::Request, phase.id(), &json!({"type": "shutdown"})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "input for the host",
+        bytes: |phase| json(Kind::Input, phase.id(), &json!({"type": "cancel"})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "stdin for the host",
+        bytes: |phase| raw(Kind::Stdin, phase.id(), b"x"),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "the end of the host's stdin",
+        bytes: |phase| raw(Kind::StdinEnd, phase.id(), b""),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a hello of another version",
+        bytes: |_| hello(PROTOCOL_VERSION + 1),
+        then: FallSilent,
+        verdict: |phase| if phase == Phase::Hello { Version } else { Unexpected },
+    },
+    Attack {
+        name: "a hello too many",
+        bytes: |_| [hello(PROTOCOL_VERSION), hello(PROTOCOL_VERSION)].concat(),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "an operation that is none of the host's",
+        bytes: |phase| match phase {
+            Phase::Hello => json(Kind::Hello, 9, &json!({"protocol": 1, "software": "x"})),
+            _ => json(awaited(phase), u32::MAX, &json!({"type": "configured"})),
+        },
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "an operation that is over",
+        bytes: |phase| json(awaited(phase), phase.id().wrapping_sub(1), &json!({"type": "configured"})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "no JSON",
+        bytes: |phase| raw(awaited(phase), phase.id(), b"\xff\xfe{]"),
+        then: FallSilent,
+        verdict: |_| Malformed,
+    },
+    Attack {
+        name: "an empty body",
+        bytes: |phase| raw(awaited(phase), phase.id(), b""),
+        then: FallSilent,
+        verdict: |_| Malformed,
+    },
+    Attack {
+        name: "another message's JSON",
+        bytes: |phase| json(awaited(phase), phase.id(), &json!({"type": "resize", "rows": 1, "columns": 1})),
+        then: FallSilent,
+        verdict: |_| Malformed,
+    },
+    Attack {
+        name: "a long name that a terminal obeys",
+        bytes: |phase| {
+            json(awaited(phase), phase.id(), &json!({"type": "\u{1b}]0;owned\u{7}\n\u{202e}".repeat(9000)}))
+        },
+        then: FallSilent,
+        verdict: |_| Malformed,
+    },
+    Attack {
+        name: "JSON a thousand deep",
+        bytes: |phase| {
+            let deep = format!("{{\"type\":{}", "[".repeat(100_000));
+            raw(awaited(phase), phase.id(), deep.as_bytes())
+        },
+        then: FallSilent,
+        verdict: |_| Malformed,
+    },
+    Attack {
+        name: "a message as long as a frame can be",
+        bytes: |phase| padded(phase, MAX_BODY),
+        then: GoOn,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a message with more in it than is known",
+        bytes: |phase| padded(phase, 100_000),
+        then: GoOn,
+        // Where it is not the one that is waited for, the conversation has come to its end with it.
+        verdict: |_| Fine,
+    },
+    Attack {
+        name: "the reply to another request",
+        bytes: |phase| json(Kind::Reply, phase.id(), &json!({"type": "pong"})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a refusal with a terminal's commands",
+        bytes: |phase| {
+            let failure =
+                json!({"type": "error", "code": "failed", "message": "\u{1b}[31m\nno\r\n".repeat(9000)});
+            json(Kind::Reply, phase.id(), &failure)
+        },
+        then: FallSilent,
+        verdict: |phase| if phase == Phase::Hello { Unexpected } else { Refused },
+    },
+    Attack {
+        name: "output",
+        bytes: |phase| raw(Kind::Stdout, phase.id(), b"output"),
+        then: GoOn,
+        verdict: |phase| during_a_run(phase, Fine),
+    },
+    Attack {
+        name: "errors",
+        bytes: |phase| raw(Kind::Stderr, phase.id(), b"errors").repeat(1000),
+        then: GoOn,
+        verdict: |phase| during_a_run(phase, Fine),
+    },
+    Attack {
+        name: "empty output",
+        bytes: |phase| raw(Kind::Stdout, phase.id(), b"").repeat(10_000),
+        then: GoOn,
+        verdict: |phase| during_a_run(phase, Fine),
+    },
+    Attack {
+        name: "a second start",
+        bytes: |phase| started(phase.id()).repeat(2),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "credit without end",
+        bytes: |phase| credit(phase.id()).repeat(20_000),
+        then: GoOn,
+        verdict: |phase| match phase {
+            Starting | Runs => Fine,
+            _ => Unexpected,
+        },
+    },
+    Attack {
+        name: "an end of stdin, and then credit",
+        bytes: |phase| {
+            [json(Kind::Event, phase.id(), &json!({"type": "stdin_closed"})), credit(phase.id())].concat()
+        },
+        then: GoOn,
+        verdict: |phase| match phase {
+            Starting | Runs => Fine,
+            _ => Unexpected,
+        },
+    },
+    Attack {
+        name: "an exit",
+        bytes: |phase| exited(phase.id(), &json!({"code": 0}), "itself"),
+        then: FallSilent,
+        // A command may also be killed before its start was told. The next phase finds silence.
+        verdict: |phase| match phase {
+            Starting | Runs => Silent,
+            _ => Unexpected,
+        },
+    },
+    Attack {
+        name: "an exit code that is none",
+        bytes: |phase| exited(phase.id(), &json!({"code": i32::MIN}), "itself"),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a signal that is none",
+        bytes: |phase| exited(phase.id(), &json!({"signal": -128}), "itself"),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a timeout that nobody set",
+        bytes: |phase| exited(phase.id(), &json!({"signal": 9}), "timeout"),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a command that was not started",
+        bytes: |phase| {
+            json(
+                Kind::Reply,
+                phase.id(),
+                &json!({"type": "not_started", "reason": "other", "message": "\u{7}"}),
+            )
+        },
+        then: FallSilent,
+        verdict: |phase| if phase == Starting { Silent } else { Unexpected },
+    },
+];
+
+/// The agent's side, as far as it behaves.
+struct Peer {
+    read: FramedRead<OwnedReadHalf, Codec>,
+    write: OwnedWriteHalf,
+}
+
+/// The host hung up, as it should when the peer does not behave.
+#[derive(Debug)]
+struct HungUp;
+
+impl Peer {
+    fn new(stream: UnixStream) -> Peer {
+        let (read, write) = stream.into_split();
+        Peer { read: FramedRead::new(read, Codec), write }
+    }
+
+    async fn send(&mut self, wire: &[u8]) -> Result<(), HungUp> {
+        self.write.write_all(wire).await.map_err(|_closed| HungUp)
+    }
+
+    async fn asked(&mut self, wanted: fn(&Request) -> bool) -> Result<(), HungUp> {
+        loop {
+            let frame = self.read.next().await.ok_or(HungUp)?.map_err(|_closed| HungUp)?;
+            if frame.kind == Kind::Request {
+                assert!(wanted(&frame.message().unwrap()));
+                return Ok(());
+            }
+        }
+    }
+
+    /// Attacks when the time has come.
+    async fn at(&mut self, now: Phase, phase: Phase, attack: &Attack) -> Result<bool, HungUp> {
+        if now != phase {
+            return Ok(false);
+        }
+        self.send(&(attack.bytes)(phase)).await?;
+        match attack.then {
+            GoOn => Ok(attack.name.starts_with("a message with more")),
+            HangUp => Err(HungUp),
+            FallSilent => std::future::pending().await,
+        }
+    }
+
+    async fn play(mut self, phase: Phase, attack: &Attack) -> Result<(), HungUp> {
+        if !self.at(Phase::Hello, phase, attack).await? {
+            self.send(&hello(PROTOCOL_VERSION)).await?;
+        }
+        self.asked(|request| matches!(request, Request::Configure(_))).await?;
+        if !self.at(Configuring, phase, attack).await? {
+            self.send(&json(Kind::Reply, 1, &json!({"type": "configured"}))).await?;
+        }
+        self.asked(|request| matches!(request, Request::Exec(_))).await?;
+        self.at(Starting, phase, attack).await?;
+        self.send(&started(2)).await?;
+        self.at(Runs, phase, attack).await?;
+        self.send(&exited(2, &json!({"code": 3}), "itself")).await?;
+        let answered = self.at(Over, phase, attack).await?;
+        self.asked(|request| matches!(request, Request::Shutdown)).await?;
+        if !answered && !self.at(ShuttingDown, phase, attack).await? {
+            self.send(&json(Kind::Reply, 3, &json!({"type": "shutting_down"}))).await?;
+        }
+        Ok(())
+    }
+}
+
+fn configure() -> Configure {
+    Configure {
+        hostname: "test".to_owned(),
+        unix_time_ns: 1,
+        entropy: Text::from("x".repeat(32)),
+        root: None,
+        mounts: Vec::new(),
+    }
+}
+
+fn exec() -> Exec {
+    Exec {
+        argv: vec!["true".into()],
+        cwd: None,
+        env: Vec::new(),
+        user: None,
+        terminal: None,
+        stdin: Stdin::Stream,
+        timeout_ms: None,
+        max_output_bytes: None,
+    }
+}
+
+/// A command from its start to its end, with as much stdin as there is room for.
+async fn through(mut running: Running<'_>) -> Result<(), GuestError> {
+    loop {
+        let event = running.next().await?;
+        assert!(running.held() <= MOST_HELD, "{} bytes are held", running.held());
+        match event {
+            ExecEvent::Exited(exited) => {
+                assert!(matches!(exited.status, ExitStatus::Code(0..=255) | ExitStatus::Signal(1..=64)));
+                return Ok(());
+            }
+            ExecEvent::NotStarted(reason) => return is_harmless(&reason.message),
+            ExecEvent::StdinRoom => {
+                let room = running.stdin_room().unwrap_or(0).min(64 * 1024);
+                if room > 0 {
+                    running.send_stdin(Bytes::from(vec![0; room]))?;
+                }
+            }
+            ExecEvent::Started | ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => {}
+        }
+    }
+}
+
+/// The host's side, as a session has it.
+async fn converse(stream: UnixStream) -> Result<(), GuestError> {
+    let mut connection = Connection::establish(stream).await?;
+    connection.configure(configure(), PATIENCE).await?;
+    through(connection.exec(exec())?).await?;
+    connection.shutdown(PATIENCE).await
+}
+
+/// Fit to be shown: one line of a bearable length.
+#[expect(clippy::unnecessary_wraps, reason = "the end of a command")]
+fn is_harmless(shown: &str) -> Result<(), GuestError> {
+    assert!(
+        !shown.contains(|character: char| character.is_control() || character == '\u{202e}'),
+        "{shown:?}"
+    );
+    assert!(shown.chars().count() < 1200, "{} characters", shown.chars().count());
+    Ok(())
+}
+
+fn verdict(result: &Result<(), GuestError>) -> Verdict {
+    let Err(error) = result else { return Fine };
+    is_harmless(&error.to_string()).unwrap();
+    if let Some(source) = error.source() {
+        is_harmless(&source.to_string()).unwrap();
+    }
+    match error {
+        GuestError::Closed { .. } => Closed,
+        GuestError::Frame { source: FrameError::TooLong { .. }, .. } => TooLong,
+        GuestError::Frame { source: FrameError::TooShort { .. }, .. } => TooShort,
+        GuestError::Frame { source: FrameError::UnknownKind(_), .. } => UnknownKind,
+        GuestError::Frame { source: FrameError::Truncated, .. } => Truncated,
+        GuestError::Malformed { .. } => Malformed,
+        GuestError::Unexpected { .. } => Unexpected,
+        GuestError::Version { .. } => Version,
+        GuestError::Silent { .. } => Silent,
+        GuestError::Refused { .. } => Refused,
+        GuestError::Frame { .. } | GuestError::Deaf => panic!("{error}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attack_in_every_phase_has_one_clear_end() {
+    for attack in ATTACKS {
+        for phase in PHASES {
+            let wanted = (attack.verdict)(phase);
+            if wanted == NotTried {
+                continue;
+            }
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            // Whichever way the peer's part ends, it is the host's end that counts.
+            let peer = Peer::new(theirs).play(phase, attack).then(|_| std::future::pending::<()>());
+            let host = tokio::time::timeout(HANG, converse(ours));
+            let result = tokio::select! {
+                result = host => result,
+                () = peer => unreachable!(),
+            };
+            let result = result.unwrap_or_else(|_hang| panic!("{} while {phase:?}: it hangs", attack.name));
+            assert_eq!(verdict(&result), wanted, "{} while {phase:?}: {result:?}", attack.name);
+        }
+    }
+}
+
+/// What a peer that behaves sends, in pieces of one byte.
+#[tokio::test(start_paused = true)]
+async fn one_byte_at_a_time_is_slow_and_nothing_else() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let output = raw(Kind::Stdout, 2, &[0; 1000]);
+    let wire = [
+        hello(PROTOCOL_VERSION),
+        json(Kind::Reply, 1, &json!({"type": "configured"})),
+        started(2),
+        output,
+        exited(2, &json!({"signal": 9}), "cancel"),
+        json(Kind::Reply, 3, &json!({"type": "shutting_down"})),
+    ]
+    .concat();
+    let (_read, mut write) = theirs.into_split();
+    let dribble = async {
+        for byte in wire {
+            write.write_all(&[byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let (result, ()) = tokio::join!(converse(ours), dribble);
+    result.unwrap();
+}
+
+/// A frame that comes a byte every other second is not taken for life.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_for_the_whole_answer() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (_read, mut write) = theirs.into_split();
+    let dribble = async {
+        for byte in hello(PROTOCOL_VERSION) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if write.write_all(&[byte]).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = converse(ours) => assert_eq!(verdict(&result), Silent),
+        () = dribble => unreachable!(),
+    }
+}
+
+/// An agent that talks and talks, but does not start what it was told to.
+#[tokio::test(start_paused = true)]
+async fn talk_is_no_start() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (_read, mut write) = theirs.into_split();
+    write.write_all(&hello(PROTOCOL_VERSION)).await.unwrap();
+    let talk = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if write.write_all(&credit(1)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut connection = Connection::establish(ours).await.unwrap();
+    let started = async { through(connection.exec(exec()).unwrap()).await };
+    tokio::select! {
+        result = tokio::time::timeout(HANG, started) => assert_eq!(verdict(&result.unwrap()), Silent),
+        () = talk => unreachable!(),
+    }
+}
+
+/// A peer that has stopped reading, once the command runs.
+async fn deaf() -> (Connection, UnixStream) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&[hello(PROTOCOL_VERSION), started(1)].concat()).await.unwrap();
+    (Connection::establish(ours).await.unwrap(), theirs)
+}
+
+#[tokio::test(start_paused = true)]
+async fn stdin_that_nobody_takes_is_not_piled_up() {
+    let (mut connection, mut peer) = deaf().await;
+    let mut running = connection.exec(exec()).unwrap();
+    assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
+    peer.write_all(&credit(1).repeat(100)).await.unwrap();
+    let mut sent = 0;
+    for _ in 0..10_000 {
+        let room = running.stdin_room().unwrap();
+        running.send_stdin(vec![0; room].into()).unwrap();
+        sent += room;
+        let _ = running.next().now_or_never();
+    }
+    assert!(running.held() < 2 << 20, "{} bytes are held", running.held());
+    // A socket's own buffer takes some too.
+    assert!(sent < 4 << 20, "{sent} bytes were sent to nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_reads_is_deaf() {
+    let (mut connection, _peer) = deaf().await;
+    let mut running = connection.exec(exec()).unwrap();
+    let error = loop {
+        if let Err(error) = running.send(&Input::Signal { signal: 2 }) {
+            break error;
+        }
+        let _ = running.next().now_or_never();
+        assert!(running.held() < 4 << 20, "{} bytes are held", running.held());
+    };
+    assert!(matches!(error, GuestError::Deaf), "{error}");
+}
+
+/// What the peer sends while it does not read is read all the same: neither waits for the other.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_can_still_be_heard() {
+    let (mut connection, mut peer) = deaf().await;
+    let mut running = connection.exec(exec()).unwrap();
+    let room = running.stdin_room().unwrap();
+    running.send_stdin(vec![0; room].into()).unwrap();
+    let talk = async {
+        for _ in 0..200 {
+            peer.write_all(&raw(Kind::Stdout, 1, &[0; 100_000])).await.unwrap();
+        }
+        peer.write_all(&exited(1, &json!({"code": 0}), "itself")).await.unwrap();
+    };
+    let listen = async {
+        let mut heard = 0;
+        loop {
+            match running.next().await.unwrap() {
+                ExecEvent::Stdout(chunk) => heard += chunk.len(),
+                ExecEvent::Exited(_) => break heard,
+                _ => {}
+            }
+        }
+    };
+    assert_eq!(tokio::join!(listen, talk).0, 20_000_000);
+}
+
+/// The peer's frames are written by hand here: this is what the codec makes of the same messages.
+#[test]
+fn the_scripts_are_the_protocol() {
+    let frame = |kind, id, event: &Event| {
+        let mut wire = BytesMut::new();
+        Codec.encode(Frame::json(kind, id, event).unwrap(), &mut wire).unwrap();
+        wire.to_vec()
+    };
+    let sorted = |wire: &[u8]| -> serde_json::Value { serde_json::from_slice(&wire[9..]).unwrap() };
+    assert_eq!(sorted(&frame(Kind::Event, 2, &Event::Started { pid: 7 })), sorted(&started(2)));
+    assert_eq!(frame(Kind::Event, 2, &Event::Started { pid: 7 }).len(), started(2).len());
+    assert!(serde_json::from_slice::<Hello>(&hello(1)[9..]).is_ok());
+    assert!(serde_json::from_slice::<Reply>(&exited(1, &json!({"code": 0}), "itself")[9..]).is_ok());
+}
