@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test lint bench soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -33,6 +33,12 @@ build: ## Build firn and firn-agent into target/firn
 	@mkdir -p $(OUT)
 	@install -C -m 755 $(TARGET)/release/firn $(TARGET)/$(AGENT_TARGET)/agent/firn-agent $(OUT)/
 
+# What the suite needs besides: an agent that does what it must not.
+build-tests: build
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    $(CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(AGENT_TARGET)
+	@install -C -m 755 $(TARGET)/$(AGENT_TARGET)/agent/hostile-agent $(OUT)/
+
 # doctor only informs here: the run shows whether a sandbox can be had.
 demo: setup build ## Set up, build, and run a command in a microVM
 	-$(OUT)/firn doctor
@@ -40,7 +46,7 @@ demo: setup build ## Set up, build, and run a command in a microVM
 
 test: ## Set up, build, and run the whole suite, real guests included
 	@./setup.sh run test
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build-tests
 	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci) $(NEXTEST)
 	$(CARGO) test --locked --workspace --doc --quiet
 

@@ -1,0 +1,140 @@
+//! Guests whose agent is the adversary: a real `firn run` each, in a real VM.
+//!
+//! What a scripted peer does in every phase of a conversation is tested beside the code, in
+//! `host/src/guest`; here it is the whole of firn that has to come to a clear end.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+
+use firn_tests::{Finished, Host, binaries, collect};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// No hostile guest may keep firn busy for longer, on a slow host without KVM.
+const SOON: Duration = Duration::from_secs(60);
+
+/// The most memory firn itself may take, in KiB. Without a guest's help it takes a tenth.
+const MOST_MEMORY: u64 = 100_000;
+
+/// `firn run` with an agent that behaves as `mode` says.
+fn hostile(host: &Host, mode: &str, args: &[&str]) -> firn_tests::Firn {
+    fs::write(host.work().join("mode"), mode).unwrap();
+    let all: Vec<&str> = ["-w", "."].iter().chain(args).chain(&["--", "some-command"]).copied().collect();
+    host.run(&all).env("FIRN_AGENT", binaries().join("hostile-agent"))
+}
+
+/// What is true of every failure: it came soon, is told in words that do nothing to a terminal, and
+/// is of a bearable length.
+fn failed(mode: &str, args: &[&str]) -> Finished {
+    let host = Host::new();
+    let start = Instant::now();
+    let done = hostile(&host, mode, args).finish().expect(125);
+    assert!(start.elapsed() < SOON, "{mode} took {:?}", start.elapsed());
+    let obeyed = |character: char| (character.is_control() && character != '\n') || character == '\u{202e}';
+    assert!(!done.stderr.contains(obeyed), "{mode}: {:?}", done.stderr);
+    assert!(done.stderr.len() < 20_000, "{mode}: {} bytes", done.stderr.len());
+    done
+}
+
+/// One line that says `what`.
+fn failed_in_a_line(mode: &str, what: &str) -> Finished {
+    let done = failed(mode, &[]);
+    let complaints = done.complaints();
+    let lines: Vec<_> = complaints.lines().filter(|line| !line.starts_with("firn: `firn doctor`")).collect();
+    assert_eq!(lines.len(), 1, "{mode}: {complaints}");
+    assert!(lines[0].contains(what), "{mode}: {complaints}");
+    done
+}
+
+#[test]
+fn a_hostile_hello() {
+    failed_in_a_line("garbage-hello", "broke the protocol during the handshake: unknown frame kind 0xff");
+    failed_in_a_line(
+        "huge-length",
+        "broke the protocol during the handshake: Hello frame of 4294967290 bytes",
+    );
+    failed_in_a_line("wrong-version", "speaks protocol 2, firn speaks 1");
+    failed_in_a_line("hello-then-gone", "closed the connection during its configuration");
+}
+
+#[test]
+fn a_hostile_guest_that_ends_itself() {
+    assert!(failed("power-off", &[]).stderr.contains("the guest ended by itself"));
+    assert!(failed("exit", &[]).stderr.contains("the guest ended by itself"));
+}
+
+#[test]
+fn a_hostile_answer_to_a_command() {
+    let done = failed_in_a_line("escapes", "cannot run some-command: [2J]0;owned31m firn: all is well");
+    assert!(done.stderr.len() < 2000, "{} bytes", done.stderr.len());
+    failed_in_a_line("refusal", "the sandbox could not do a command: [2J]0;owned31m firn: all is well");
+    let done = failed_in_a_line("gone-in-a-chunk", "the connection ended inside a frame");
+    assert_eq!(done.text(), "the beginning\n");
+}
+
+#[test]
+fn a_hostile_end_of_a_command() {
+    let done = failed_in_a_line("not-the-end", "broke the protocol during the shutdown: Stdout frame");
+    assert_eq!(done.text(), "");
+}
+
+#[test]
+fn more_connections_than_one() {
+    let host = Host::new();
+    let done = hostile(&host, "two-dials", &[]).finish().expect(0);
+    assert_eq!(done.text(), "unheard\n");
+    // All are from one that never says hello.
+    failed("many-dials", &[]);
+}
+
+/// Starts a hostile guest, and looks at how much memory firn takes until it has ended.
+fn largest(mode: &str, args: &[&str]) -> (Finished, u64) {
+    let host = Host::new();
+    let child = hostile(&host, mode, args).spawn();
+    let status = format!("/proc/{}/status", child.id());
+    let watcher = std::thread::spawn(move || {
+        let mut largest = 0;
+        while let Ok(status) = fs::read_to_string(&status) {
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let Some(size) = line.and_then(|line| line.trim().strip_suffix(" kB")) else { break };
+            largest = largest.max(size.parse().unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        largest
+    });
+    let done = collect(child);
+    let left: u64 = fs::read_dir(host.runtime().join("sandboxes"))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert_eq!(left, 0, "something is left in the runtime folder");
+    (done, watcher.join().unwrap())
+}
+
+#[test]
+fn a_console_that_never_stops() {
+    let (done, memory) = largest("console-flood", &[]);
+    let done = done.expect(125);
+    assert!(done.stderr.contains("the guest ended by itself"), "{}", done.stderr);
+    assert!(done.stderr.len() < 20_000, "{} bytes", done.stderr.len());
+    assert!(memory < MOST_MEMORY, "{memory} KiB");
+}
+
+#[test]
+fn events_without_end() {
+    // The agent never says that the command was started, only how much stdin it would like.
+    let host = Host::new();
+    let child = hostile(&host, "endless-events", &[]).spawn();
+    host.wait_until("it runs", || !host.sandboxes().is_empty());
+    std::thread::sleep(Duration::from_secs(8));
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let memory: u64 = memory.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(memory < MOST_MEMORY, "{memory} KiB");
+    // A person who has seen enough.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    for _ in 0..3 {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let done = collect(child).expect(130);
+    assert!(done.stderr.contains("interrupted by signal 2"), "{}", done.stderr);
+}
