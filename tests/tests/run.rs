@@ -99,7 +99,7 @@ fn an_interrupt_while_it_boots_leaves_nothing() {
 #[test]
 fn stdin_is_streamed_to_its_end() {
     let host = Host::new();
-    let input: Vec<u8> = (0..10_000_000_u32).map(|number| (number * 31 >> 3) as u8).collect();
+    let input: Vec<u8> = (0..10_000_000_u32).map(|number| ((number * 31) >> 3) as u8).collect();
     let done = host.run(&["--", "cat"]).stdin(input.clone()).finish().expect(0);
     assert!(done.stdout == input, "10 MB came back as {} bytes, changed", done.stdout.len());
 }
