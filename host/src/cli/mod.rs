@@ -1,4 +1,4 @@
-//! The command line: one file per verb, all printing in [`output`], every error in [`exit`].
+//! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
 mod exit;
 mod image;

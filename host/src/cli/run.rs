@@ -65,7 +65,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR", default_value = WORKSPACE)]
     cwd: OsString,
 
-    /// Who runs it, in the sandbox: root, sandbox, or UID[:GID] [default: root].
+    /// Who runs it, in the sandbox: root, sandbox, UID or UID:GID [default: root].
     #[arg(long, value_name = "USER")]
     user: Option<String>,
 

@@ -137,7 +137,7 @@ impl Bubblewrap {
             self.flags(&["--add-seccomp-fd", &fd.to_string()]);
         }
         if !program.starts_with("/usr") && !program.starts_with("/nix/store") {
-            self.read_only(&program.to_owned(), program);
+            self.read_only(program, program);
         }
         self.args.push("--".into());
         self.args.push(program.into());

@@ -8,13 +8,13 @@ use super::events::{self, Events, Outcome};
 use super::signals::{Received, Signals};
 use super::stdio::{ReaderGone, Sinks, Stream};
 use crate::config::Config;
-use crate::guest::{ExecEvent, GuestError, Running};
+use crate::guest::{ExecEvent, Running};
 use crate::sandbox::Spec;
 use crate::sandbox::launch::{Isolation, Progress, Sandbox};
 use crate::sandbox::store::Store;
 use crate::sys::terminal::{self, RawMode};
-use crate::vm::{self, Phase};
 use crate::vm::vmm::Accelerator;
+use crate::vm::{self, Phase};
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
     EndedBy, Exec, ExitStatus, Exited, Input, NotStarted, NotStartedReason, Stdin, TerminalSize, Text,
