@@ -62,7 +62,10 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 	typos
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
-	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests $(BENCH)
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    $(CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(AGENT_TARGET)
+	@install -C -m 755 $(TARGET)/$(AGENT_TARGET)/agent/guest-floor $(OUT)/
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 
 soak: ## Run the long tests
 	@./setup.sh run test

@@ -12,4 +12,4 @@ mod peer;
 
 pub use firn::{Finished, Firn, collect};
 pub use host::{Host, binaries};
-pub use peer::{Peer, exec};
+pub use peer::{Peer, connect, exec};

@@ -13,11 +13,15 @@ use tokio_util::codec::{Decoder as _, Encoder as _};
 /// When a peer is taken for hanging.
 const HANG: Duration = Duration::from_secs(120);
 
+/// How much is read at once.
+const CHUNK: usize = 256 * 1024;
+
 /// A connection to an agent, after the handshake.
 #[derive(Debug)]
 pub struct Peer {
     stream: UnixStream,
     arrived: BytesMut,
+    chunk: Vec<u8>,
     id: u32,
 }
 
@@ -36,22 +40,28 @@ pub fn exec(argv: &[&str]) -> Exec {
     }
 }
 
+/// Connects to a vsock port of a guest, through the host's end of vsock. None: nobody answers.
+#[must_use]
+pub fn connect(socket: &Path, port: u32) -> Option<UnixStream> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(HANG)).unwrap();
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).ok()?;
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte).ok()?;
+    }
+    Some(stream)
+}
+
 impl Peer {
     /// Connects to the agent in a guest, through the host's end of vsock. None: it does not answer.
     #[must_use]
     pub fn vsock(socket: &Path) -> Option<Peer> {
-        let mut stream = UnixStream::connect(socket).ok()?;
-        stream.set_read_timeout(Some(HANG)).unwrap();
-        stream.write_all(format!("CONNECT {}\n", firn_protocol::AGENT_PORT).as_bytes()).ok()?;
-        let mut byte = [0];
-        while byte != *b"\n" {
-            stream.read_exact(&mut byte).ok()?;
-        }
-        Some(Peer::greet(stream))
+        Some(Peer::greet(connect(socket, firn_protocol::AGENT_PORT)?))
     }
 
     fn greet(stream: UnixStream) -> Peer {
-        let mut peer = Peer { stream, arrived: BytesMut::new(), id: 0 };
+        let mut peer = Peer { stream, arrived: BytesMut::new(), chunk: vec![0; CHUNK], id: 0 };
         let hello: Hello = peer.receive(Kind::Hello).message().unwrap();
         assert_eq!(hello.protocol, PROTOCOL_VERSION);
         let ours =
@@ -67,14 +77,13 @@ impl Peer {
     }
 
     fn next(&mut self) -> Frame {
-        let mut chunk = vec![0; 256 * 1024];
         loop {
             if let Some(frame) = Codec.decode(&mut self.arrived).unwrap() {
                 return frame;
             }
-            let read = self.stream.read(&mut chunk).expect("the agent hangs");
+            let read = self.stream.read(&mut self.chunk).expect("the agent hangs");
             assert_ne!(read, 0, "the agent closed the connection");
-            self.arrived.extend_from_slice(&chunk[..read]);
+            self.arrived.extend_from_slice(&self.chunk[..read]);
         }
     }
 
