@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 /// Kills `firn run` at random moments of its life and checks that the next command leaves nothing.
 fn random_kills(times: u32) {
     let host = Host::new();
-    let mut state = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
-    println!("seed {state}");
+    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    let mut state = seed;
     let mut cgroups = BTreeSet::<PathBuf>::new();
     for _ in 0..times {
         // xorshift64 (Marsaglia 2003).
@@ -25,8 +25,9 @@ fn random_kills(times: u32) {
     }
     let _ = host.run(&["--", "true"]).finish().expect(0);
     for cgroup in cgroups {
-        assert!(!cgroup.exists(), "{} is left", cgroup.display());
+        assert!(!cgroup.exists(), "seed {seed}: {} is left", cgroup.display());
     }
+    assert!(host.sandboxes().is_empty(), "seed {seed}: {:?} are left", host.sandboxes());
     host.assert_clean();
 }
 
