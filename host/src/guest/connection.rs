@@ -113,7 +113,15 @@ pub(crate) struct Connection {
     read: FramedRead<OwnedReadHalf, Codec>,
     write: OwnedWriteHalf,
     outbox: BytesMut,
+    listener: Listener,
     last_id: RequestId,
+}
+
+/// Whether the agent can still be told something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listener {
+    There,
+    Gone,
 }
 
 impl Connection {
@@ -121,7 +129,8 @@ impl Connection {
     pub(crate) async fn establish(stream: UnixStream) -> Result<Connection, GuestError> {
         let (read, write) = stream.into_split();
         let read = FramedRead::with_capacity(read, Codec, 128 * 1024);
-        let mut connection = Connection { read, write, outbox: BytesMut::new(), last_id: 0 };
+        let mut connection =
+            Connection { read, write, outbox: BytesMut::new(), listener: Listener::There, last_id: 0 };
         let during = "the handshake";
         connection
             .within(during, HELLO_PATIENCE, async |this| {
@@ -225,6 +234,9 @@ impl Connection {
 
     /// Puts a frame into the outbox.
     pub(super) fn post_frame(&mut self, frame: Frame, during: &'static str) -> Result<(), GuestError> {
+        if self.listener == Listener::Gone {
+            return Ok(());
+        }
         if self.outbox.len() > OUTBOX {
             return Err(GuestError::Deaf);
         }
@@ -258,7 +270,11 @@ impl Connection {
                 }
                 written = self.write.write(&self.outbox), if !self.outbox.is_empty() => match written {
                     Ok(count) => self.outbox.advance(count),
-                    Err(error) if closed(&error) => return Err(GuestError::Closed { during }),
+                    // What it said before it hung up is still to be read, and then its end.
+                    Err(error) if closed(&error) => {
+                        self.listener = Listener::Gone;
+                        self.outbox.clear();
+                    }
                     Err(error) => return Err(GuestError::Frame { during, source: error.into() }),
                 }
             }

@@ -64,10 +64,12 @@ impl Phase {
 #[derive(Clone, Copy, Debug)]
 enum Then {
     HangUp,
+    /// Says no more, but does not hang up either.
+    Finish,
     FallSilent,
     GoOn,
 }
-use Then::{FallSilent, GoOn, HangUp};
+use Then::{FallSilent, Finish, GoOn, HangUp};
 
 /// What becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,13 +193,13 @@ const ATTACKS: &[Attack] = &[
     Attack {
         name: "half a header, then the end",
         bytes: |phase| head(5, awaited(phase) as u8, phase.id())[..3].to_vec(),
-        then: HangUp,
+        then: Finish,
         verdict: |_| Truncated,
     },
     Attack {
         name: "half a frame, then the end",
         bytes: |phase| [head(5000, awaited(phase) as u8, phase.id()), vec![b' '; 2500]].concat(),
-        then: HangUp,
+        then: Finish,
         verdict: |_| Truncated,
     },
     Attack {
@@ -454,6 +456,10 @@ impl Peer {
         match attack.then {
             GoOn => Ok(attack.name.starts_with("a message with more")),
             HangUp => Err(HungUp),
+            Finish => {
+                self.write.shutdown().await.map_err(|_closed| HungUp)?;
+                std::future::pending().await
+            }
             FallSilent => std::future::pending().await,
         }
     }
@@ -717,6 +723,32 @@ async fn who_does_not_read_can_still_be_heard() {
         }
     };
     assert_eq!(tokio::join!(listen, talk).0, 20_000_000);
+}
+
+/// Who hangs up with something unread makes writing fail, not reading what it said before.
+#[tokio::test(start_paused = true)]
+async fn last_words_are_heard() {
+    for _ in 0..100 {
+        let (mut connection, mut peer) = deaf().await;
+        let mut running = connection.exec(exec()).unwrap();
+        assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
+        let room = running.stdin_room().unwrap();
+        running.send_stdin(vec![0; room].into()).unwrap();
+        let words =
+            [raw(Kind::Stdout, 1, b"last words").repeat(10), exited(1, &json!({"code": 0}), "itself")];
+        peer.write_all(&words.concat()).await.unwrap();
+        drop(peer);
+        let mut heard = 0;
+        let exited = loop {
+            match running.next().await.unwrap() {
+                ExecEvent::Stdout(chunk) => heard += chunk.len(),
+                event => break event,
+            }
+        };
+        assert!(matches!(exited, ExecEvent::Exited(_)));
+        assert_eq!(heard, 100);
+        assert_eq!(verdict(&running.next().await.map(drop)), Closed);
+    }
 }
 
 /// The peer's frames are written by hand here: this is what the codec makes of the same messages.
