@@ -32,6 +32,9 @@ const INTERRUPTS: u32 = 2;
 /// How much stdin is read at once.
 const MOST_INPUT: usize = 64 * 1024;
 
+/// How much output is rendered as events at once: of empty lines a hundred times as much is made.
+const MOST_RENDERED: usize = 4 * 1024;
+
 /// How the command ended.
 enum End {
     Exited(Box<Exited>),
@@ -215,6 +218,8 @@ async fn pump(
 ) -> Result<End, Failed> {
     let mut stdin = tokio::io::stdin();
     let mut input = BytesMut::new();
+    // What came and is not yet shown, and what is shown and waits to be written.
+    let mut arrived: Option<(Stream, Bytes)> = None;
     let mut waiting: Option<(Stream, Bytes)> = None;
     let mut urgent: u32 = 0;
     let mut reader_gone = false;
@@ -229,6 +234,10 @@ async fn pump(
         let room = running.stdin_room().unwrap_or(0).min(MOST_INPUT);
         input.reserve(room);
         let mut limited = (&mut stdin).take(room as u64);
+        if waiting.is_none() {
+            waiting = arrived.as_mut().map(|(stream, chunk)| shown(events, *stream, chunk));
+            arrived = arrived.filter(|(_, rest)| !rest.is_empty());
+        }
         let (stream, chunk) = waiting.clone().unwrap_or((Stream::Stdout, Bytes::new()));
         tokio::select! {
             written = sinks.write(stream, &chunk), if waiting.is_some() => {
@@ -238,24 +247,23 @@ async fn pump(
                     // that the guest can be asked to write back what is shared.
                     running.send(&Input::Cancel)?;
                     reader_gone = true;
+                    arrived = None;
                     deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
                 }
             }
             event = running.next(), if waiting.is_none() => {
-                let (stream, chunk) = match event? {
-                    ExecEvent::Started => match events {
-                        Some(events) => (Stream::Stdout, events.started()),
-                        None => continue,
-                    },
-                    ExecEvent::StdinRoom => continue,
-                    ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => continue,
+                match event? {
+                    ExecEvent::Started => {
+                        waiting = events.as_mut().map(|events| (Stream::Stdout, events.started()));
+                    }
+                    ExecEvent::StdinRoom => {}
+                    ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => {}
                     ExecEvent::Exited(_) if reader_gone => return Ok(End::ReaderGone),
-                    ExecEvent::Stdout(chunk) => shown(events, Stream::Stdout, chunk),
-                    ExecEvent::Stderr(chunk) => shown(events, Stream::Stderr, chunk),
+                    ExecEvent::Stdout(chunk) => arrived = Some((Stream::Stdout, chunk)),
+                    ExecEvent::Stderr(chunk) => arrived = Some((Stream::Stderr, chunk)),
                     ExecEvent::Exited(exited) => return Ok(End::Exited(exited)),
                     ExecEvent::NotStarted(reason) => return Ok(End::NotStarted(reason)),
-                };
-                waiting = Some((stream, chunk));
+                }
             }
             read = limited.read_buf(&mut input), if room > 0 => {
                 match read {
@@ -284,11 +292,14 @@ async fn pump(
     }
 }
 
-/// Output as it is passed on: itself, or as events, which all go to stdout.
-fn shown(events: &mut Option<Events>, stream: Stream, chunk: Bytes) -> (Stream, Bytes) {
+/// Takes output off `arrived` as it is passed on: itself, or as events, which all go to stdout.
+fn shown(events: &mut Option<Events>, stream: Stream, arrived: &mut Bytes) -> (Stream, Bytes) {
     match events {
-        Some(events) => (Stream::Stdout, events.output(stream, &chunk)),
-        None => (stream, chunk),
+        Some(events) => {
+            let part = arrived.split_to(arrived.len().min(MOST_RENDERED));
+            (Stream::Stdout, events.output(stream, &part))
+        }
+        None => (stream, std::mem::take(arrived)),
     }
 }
 
@@ -371,4 +382,23 @@ fn report(sandbox: &mut Sandbox, output: &mut Output) {
         "sandbox {id}: isolation vm asked for, vm given ({}, {:?}, {strength}); network off; control group {group}",
         isolation.vmm, isolation.accelerator
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lines_are_rendered_a_few_at_a_time() {
+        let mut arrived = Bytes::from(vec![b'\n'; firn_protocol::MAX_CHUNK]);
+        let mut events = Some(Events::default());
+        let mut lines = 0;
+        while !arrived.is_empty() {
+            let (stream, rendered) = shown(&mut events, Stream::Stderr, &mut arrived);
+            assert_eq!(stream, Stream::Stdout);
+            assert!(rendered.len() < 1 << 20, "{} bytes at once", rendered.len());
+            lines += rendered.iter().filter(|byte| **byte == b'\n').count();
+        }
+        assert_eq!(lines, firn_protocol::MAX_CHUNK);
+    }
 }
