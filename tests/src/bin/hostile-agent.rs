@@ -65,8 +65,9 @@ fn act(mode: &str) {
         "wrong-version" => Host::greet(PROTOCOL_VERSION + 1).stay(),
         "hello-then-gone" => drop(Host::greet(PROTOCOL_VERSION)),
         "many-dials" => {
-            let _all: Vec<_> = (0..500).map(|_| dial()).collect();
-            sleep_for_ever();
+            let first = dial();
+            let _others: Vec<_> = (0..500).map(|_| dial_once()).collect();
+            send_raw(&first, &[0xff; 4096]);
         }
         _ => in_a_command(mode),
     }
@@ -79,10 +80,14 @@ fn in_a_command(mode: &str) {
     host.reply(&Reply::Configured);
     host.await_request();
     match mode {
-        "escapes" => host.reply(&Reply::NotStarted(NotStarted {
-            reason: NotStartedReason::Other,
-            message: ESCAPES.repeat(3000),
-        })),
+        "escapes" => {
+            host.reply(&Reply::NotStarted(NotStarted {
+                reason: NotStartedReason::Other,
+                message: ESCAPES.repeat(3000),
+            }));
+            host.await_request();
+            host.reply(&Reply::ShuttingDown);
+        }
         "refusal" => {
             host.reply(&Reply::Error(Failure { code: FailureCode::Failed, message: ESCAPES.repeat(1000) }))
         }
