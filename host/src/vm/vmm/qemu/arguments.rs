@@ -73,11 +73,13 @@ impl Arguments<'_> {
 
     fn kernel_command_line(&self, common: &str) -> String {
         // `no_timer_check` and the given frequency keep the kernel from measuring time against
-        // interrupts that come late on a busy host.
+        // interrupts that come late on a busy host. `norandmaps`: QEMU's translation of code is
+        // found again only at the address it was made for, so a program that is loaded somewhere
+        // else each time is translated each time: starting one takes four times as long.
         let own = match self.acceleration {
             Acceleration::Kvm => "console=ttyS0".to_owned(),
             Acceleration::Software { tsc_khz } => {
-                format!("console=ttyS0 tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
+                format!("console=ttyS0 tsc_early_khz={tsc_khz} tsc=reliable no_timer_check norandmaps")
             }
         };
         format!("{common} {own}")
