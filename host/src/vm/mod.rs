@@ -150,11 +150,18 @@ impl Bringup<'_> {
         progress(Phase::Booting);
         let patience = self.backend.boot_patience();
         let ready = async {
-            let (stream, _) = listener.accept().await.map_err(|source| VmError::Listen {
-                path: vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT),
-                source,
-            })?;
-            Ok::<_, VmError>(Connection::establish(stream).await?)
+            loop {
+                let (stream, _) = listener.accept().await.map_err(|source| VmError::Listen {
+                    path: vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT),
+                    source,
+                })?;
+                match Connection::establish(stream).await {
+                    // On a slow host the guest's kernel may give a connection up that we have
+                    // accepted by then (vsock allows two seconds); the agent dials again.
+                    Err(GuestError::Closed { .. }) => {}
+                    established => return Ok::<_, VmError>(established?),
+                }
+            }
         };
         let connected = tokio::select! {
             // In this order: an agent that answers proves more than a helper's words.
