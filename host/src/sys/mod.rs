@@ -5,9 +5,11 @@
 
 pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
+pub(crate) mod facts;
 pub(crate) mod identity;
 pub(crate) mod kvm;
 pub(crate) mod lock;
 pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod terminal;
+pub(crate) mod tsc;

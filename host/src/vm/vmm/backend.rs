@@ -11,7 +11,9 @@ use super::qemu::{Acceleration, Programs, Qemu};
 use super::{Accelerator, Confinement, KVM, Machine, Vmm, VmmError};
 use crate::config::{Config, ConfigError, Program};
 use crate::sandbox::spec::VmmKind;
-use crate::sys::kvm::{HostFacts, KvmState, TscError};
+use crate::sys::facts::HostFacts;
+use crate::sys::kvm::KvmState;
+use crate::sys::tsc::TscError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
