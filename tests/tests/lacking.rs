@@ -22,6 +22,16 @@ fn programs_that_are_missing_are_named_with_what_to_do() {
 }
 
 #[test]
+fn a_failure_is_a_result_for_programs_too() {
+    let host = Host::new();
+    let done = host.run(&["--json", "--", "true"]).env("FIRN_BWRAP", "/no/such/bwrap").finish().expect(125);
+    let event: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&event["type"], &event["sequence"]), (&"result".into(), &1.into()));
+    assert_eq!(event["payload"]["exitCode"], 125);
+    assert!(event["payload"]["error"].as_str().unwrap().contains("/no/such/bwrap"));
+}
+
+#[test]
 fn helpers_that_do_not_work_are_told_with_their_own_words() {
     let host = Host::new();
     for variable in ["FIRN_VIRTIOFSD", "FIRN_QEMU", "FIRN_VHOST_DEVICE_VSOCK"] {

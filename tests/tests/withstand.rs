@@ -52,6 +52,14 @@ fn a_guest_that_ends_itself_is_a_clear_error() {
 }
 
 #[test]
+fn what_a_guest_said_before_it_died_is_not_lost() {
+    let host = Host::new();
+    let script = "head -c 3000000 /dev/zero; sleep 1; echo o > /proc/sysrq-trigger; sleep 1000";
+    let done = host.run(&["--", "sh", "-c", script]).finish().expect(125);
+    assert_eq!(done.stdout.len(), 3_000_000);
+}
+
+#[test]
 fn an_agent_cannot_be_killed_from_inside() {
     let host = Host::new();
     let script = "kill -9 1; kill -STOP 1; kill -TERM 1; sleep 0.5; echo alive";

@@ -19,6 +19,7 @@ use crate::sandbox::store::StoreError;
 use crate::view::ShareError;
 use crate::vm::VmError;
 use crate::vm::vmm::backend::ChooseError;
+use std::error::Error as _;
 use std::io;
 
 /// The command line is wrong.
@@ -83,6 +84,18 @@ impl Failed {
             Failed::Spec(_) => USAGE,
             _ => FAILED,
         }
+    }
+
+    /// The error and its causes, in one line unless a cause has more.
+    pub(super) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
     }
 
     /// What to do about it, when there is something to do.

@@ -3,7 +3,6 @@
 
 use super::exit::Failed;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::error::Error;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -72,14 +71,7 @@ impl Output {
     pub(super) fn failure(&mut self, failed: &Failed) {
         self.clear();
         crate::sys::terminal::restore();
-        let mut text = failed.to_string();
-        let mut source = failed.source();
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        eprintln!("firn: error: {}", printable(&text));
+        eprintln!("firn: error: {}", printable(&failed.in_full()));
         if let Some(hint) = failed.hint() {
             eprintln!("firn: {hint}");
         }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::sandbox::spec::VmmKind;
 use crate::sandbox::{Size, Spec};
 use crate::view::{Share, WORKSPACE};
+use events::{Events, Outcome};
 use firn_protocol::{Text, Variable};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -24,16 +25,16 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     firn run -- python3 -c 'print(6*7)'\n  \
-    firn run -w . --timeout 10m -- make test        this folder, for reading and writing, at /workspace\n  \
+    firn run -w . --timeout 10m -- make test        this folder at /workspace, writable\n  \
     firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
     firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
     firn run -t -- bash                             a shell on a terminal\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
     firn run --json -- make | jq .payload           events, one JSON object a line")]
 pub(super) struct Run {
-    /// Processors.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
+    /// Processors [default: 2 with KVM, 1 in software].
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
 
     /// Memory: a number with K, M or G.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
@@ -106,7 +107,11 @@ impl Run {
         let spec = self.spec()?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::Runtime)?;
-        let result = runtime.block_on(session::run(self, &config, &spec, output));
+        let mut events = self.json.then(Events::default);
+        let result = runtime.block_on(session::run(self, &config, &spec, output, &mut events));
+        if let (Some(events), Err(failed)) = (&mut events, &result) {
+            output.stdout(&events.finish(&Outcome::failed(failed.code(), failed.in_full())))?;
+        }
         // A read of stdin may be under way in a thread, and nobody will end it.
         runtime.shutdown_background();
         result

@@ -8,11 +8,13 @@ use super::{SandboxId, Spec};
 use crate::config::{Config, ConfigError, Program};
 use crate::sys::facts::host_facts;
 use crate::view::{View, host_tools};
-use crate::vm::image::{ImageError, Images, KernelSource, Request, Step};
+use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::backend::{Backend, ChooseError};
 use crate::vm::vmm::{Accelerator, Confinement};
 use crate::vm::{Bringup, Phase, Vm, VmError};
 use std::path::Path;
+use tokio::sync::mpsc;
+use tokio::task::JoinError;
 
 /// A sandbox that could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,9 @@ pub(crate) enum LaunchError {
     /// There is no guest image and none could be built.
     #[error("cannot get a guest image")]
     Image(#[from] ImageError),
+    /// Making the image was cut short.
+    #[error("cannot get a guest image")]
+    Interrupted(#[source] JoinError),
     /// Its place could not be made.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -64,8 +69,7 @@ impl Sandbox {
         let bwrap = config.program(Program::Bwrap)?;
         let virtiofsd = config.program(Program::Virtiofsd)?;
         let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
-        let image = Images::new(&config.cache_dir)
-            .ensure(&request, &mut |step| progress(Progress::Building(step)))?;
+        let image = image(Images::new(&config.cache_dir), request, progress).await?;
         let store = Store::open(&config.runtime_dir)?;
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
         let place = store.claim(backend.device())?;
@@ -116,6 +120,27 @@ impl Sandbox {
         let Sandbox { vm, place } = self;
         vm.destroy().await;
         drop(place);
+    }
+}
+
+/// Gets the guest image. Making one takes seconds, in which signals must still be heard.
+async fn image(
+    images: Images,
+    request: Request,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Image, LaunchError> {
+    let (tell, mut told) = mpsc::channel(16);
+    let mut making = tokio::task::spawn_blocking(move || {
+        images.ensure(&request, &mut |step| {
+            // Nobody listens any more when the launch was given up.
+            let _ = tell.blocking_send(step);
+        })
+    });
+    loop {
+        tokio::select! {
+            Some(step) = told.recv() => progress(Progress::Building(step)),
+            made = &mut making => return Ok(made.map_err(LaunchError::Interrupted)??),
+        }
     }
 }
 

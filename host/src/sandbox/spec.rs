@@ -15,8 +15,8 @@ const MOST_VCPUS: u32 = 255;
 /// A sandbox as it was asked for, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Spec {
-    /// Processors.
-    pub(crate) vcpus: u32,
+    /// Processors, when a number was named.
+    pub(crate) vcpus: Option<u32>,
     /// Memory.
     pub(crate) memory: Size,
     /// How much can be written to the sandbox's own file system. It is in memory.
@@ -63,8 +63,10 @@ pub(crate) enum SpecError {
 impl Spec {
     /// Checks what can be checked without looking at the host.
     pub(crate) fn check(self) -> Result<Spec, SpecError> {
-        if !(1..=MOST_VCPUS).contains(&self.vcpus) {
-            return Err(SpecError::Vcpus(self.vcpus));
+        if let Some(vcpus) = self.vcpus
+            && !(1..=MOST_VCPUS).contains(&vcpus)
+        {
+            return Err(SpecError::Vcpus(vcpus));
         }
         if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
             return Err(SpecError::Memory(self.memory));

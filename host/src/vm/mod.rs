@@ -137,7 +137,7 @@ impl Bringup<'_> {
             kernel: self.image.dir.join(&manifest.kernel),
             initrd: self.image.dir.join(&manifest.initrd),
             cmdline: manifest.cmdline.clone(),
-            vcpus: self.spec.vcpus,
+            vcpus: self.spec.vcpus.unwrap_or_else(|| self.backend.usual_vcpus()),
             memory: self.spec.memory.0,
             exports: exports.iter().map(|export| (export.tag.to_owned(), export.tag.to_owned())).collect(),
         };

@@ -56,8 +56,8 @@ struct Lifecycle<'a> {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Outcome {
-    /// The command's code, -1 when a signal ended it or it timed out, 126 or 127 when it was not
-    /// started.
+    /// The command's code, -1 when a signal ended it or it timed out, firn's own when it was not
+    /// started or its sandbox failed.
     pub(super) exit_code: i32,
     /// `SIG9` and the like.
     pub(super) signal: Option<String>,
@@ -65,11 +65,26 @@ pub(super) struct Outcome {
     pub(super) timed_out: bool,
     /// From its start to its end.
     pub(super) duration_ms: u64,
-    /// Why it was not started.
+    /// Why it was not started, or why its sandbox failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
-    /// What was asked for and what was given.
-    pub(super) isolation: Isolation,
+    /// What was asked for and what was given. Absent when nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) isolation: Option<Isolation>,
+}
+
+impl Outcome {
+    /// The outcome when firn or the sandbox failed, so that a reader always gets a result.
+    pub(super) fn failed(code: u8, error: String) -> Outcome {
+        Outcome {
+            exit_code: i32::from(code),
+            signal: None,
+            timed_out: false,
+            duration_ms: 0,
+            error: Some(error),
+            isolation: None,
+        }
+    }
 }
 
 /// Isolation as it was asked for and as it is in force.
@@ -194,13 +209,13 @@ mod tests {
             timed_out: false,
             duration_ms: 12,
             error: None,
-            isolation: Isolation {
+            isolation: Some(Isolation {
                 requested: "vm",
                 effective: "vm",
                 vmm: "qemu",
                 accelerator: "kvm",
                 degraded: false,
-            },
+            }),
         }
     }
 

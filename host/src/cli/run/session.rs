@@ -75,7 +75,13 @@ fn millis(duration: Duration) -> String {
     format!("{:.1}", duration.as_secs_f64() * 1000.0)
 }
 
-pub(super) async fn run(run: &Run, config: &Config, spec: &Spec, output: &mut Output) -> Result<u8, Failed> {
+pub(super) async fn run(
+    run: &Run,
+    config: &Config,
+    spec: &Spec,
+    output: &mut Output,
+    events: &mut Option<Events>,
+) -> Result<u8, Failed> {
     let mut narrator = Narrator::new(run.verbose);
     let mut signals = Signals::listen()?;
     clean_up(config, run.verbose, output)?;
@@ -105,9 +111,8 @@ pub(super) async fn run(run: &Run, config: &Config, spec: &Spec, output: &mut Ou
         output.note("no usable KVM: the microVM is emulated in software (degraded isolation, slow)");
     }
 
-    let mut events = run.json.then(Events::default);
     let sinks = Sinks::open();
-    let ended = execute(run, config, &mut sandbox, &mut signals, &sinks, &mut events).await;
+    let ended = execute(run, config, &mut sandbox, &mut signals, &sinks, events).await;
     terminal::restore();
     narrator.done(output, "the command");
 
@@ -132,18 +137,21 @@ pub(super) async fn run(run: &Run, config: &Config, spec: &Spec, output: &mut Ou
     if ended.is_err() && run.verbose && !console.trim().is_empty() {
         output.note(&format!("the guest's console:\n{}", console.trim_end()));
     }
-    let end = ended?;
-    synced?;
-    let (code, outcome) = conclude(run, &end, isolation, output);
-    if let Some(events) = &mut events {
-        let last = events.finish(&outcome);
+    let concluded = ended.and_then(|end| {
+        synced?;
+        Ok(conclude(run, &end, isolation, output))
+    });
+    if let (Some(events), Ok((_, outcome))) = (events, &concluded) {
+        let last = events.finish(outcome);
         let _ = sinks.write(Stream::Stdout, &last).await;
     }
+    // Also what a guest said before it died.
     tokio::select! {
         // A reader that went away was told apart above, or has all it wanted.
         _ = sinks.finish() => {}
         signal = signals.end() => return Err(Failed::Signal(signal)),
     }
+    let (code, _) = concluded?;
     narrator.total(output, &format!("exit code {code}"));
     Ok(code)
 }
@@ -311,7 +319,7 @@ fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> 
         timed_out: false,
         duration_ms: 0,
         error: None,
-        isolation: events::Isolation {
+        isolation: Some(events::Isolation {
             requested: "vm",
             effective: "vm",
             vmm: isolation.vmm,
@@ -320,7 +328,7 @@ fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> 
                 Accelerator::Software => "software",
             },
             degraded: isolation.degraded(),
-        },
+        }),
     };
     let code = match end {
         End::Exited(exited) => {

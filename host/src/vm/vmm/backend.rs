@@ -107,6 +107,15 @@ impl Backend {
         }
     }
 
+    /// How many processors a guest has when nobody says. Each one takes longer to bring up in
+    /// software than most commands run.
+    pub(crate) fn usual_vcpus(&self) -> u32 {
+        match self.accelerator() {
+            Accelerator::Kvm => 2,
+            Accelerator::Software => 1,
+        }
+    }
+
     /// The device its processes have to open.
     pub(crate) fn device(&self) -> Option<&'static Path> {
         (self.accelerator() == Accelerator::Kvm).then_some(Path::new(KVM))
