@@ -12,6 +12,10 @@ use std::path::Path;
 /// 1879048192–2147483647 unused (<https://systemd.io/UIDS-GIDS/>).
 const FIRST_SANDBOX_ID: u32 = 1_900_000_000;
 
+/// How much of a sandbox's number makes its id: two sandboxes with the same one would not be
+/// strangers, and with 27 bits do not meet.
+const SANDBOX_IDS: u32 = (1 << 27) - 1;
+
 /// Who a helper runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
@@ -33,7 +37,7 @@ impl Identity {
     /// number.
     pub(crate) fn least(sandbox: u32) -> Identity {
         if Uid::effective().is_root() {
-            Identity::Stranger { id: FIRST_SANDBOX_ID + (sandbox & 0xffff), group: None }
+            Identity::Stranger { id: FIRST_SANDBOX_ID + (sandbox & SANDBOX_IDS), group: None }
         } else {
             Identity::Caller
         }
