@@ -148,7 +148,9 @@ fn virtiofsd(argv: &[String], sandbox: &mut Sandbox) -> Vec<Argument> {
         // firn's own runs as a stranger. Called 0 inside, virtiofsd would try to use root's rights.
         arguments.extend(["--uid", "1000", "--gid", "1000"].map(|word| Argument::Word(word.to_owned())));
     }
-    for (index, word) in argv.iter().enumerate().skip(1) {
+    // The system call filters are of firn's making, as far as a bare script goes.
+    let filter = |index: usize| argv[index] == "--add-seccomp-fd" || argv[index - 1] == "--add-seccomp-fd";
+    for (index, word) in argv.iter().enumerate().skip(1).filter(|(index, _)| !filter(*index)) {
         arguments.push(if word.starts_with("--fd=") {
             Argument::Socket
         } else if argv[index - 1] == "--ro-bind-data" {
