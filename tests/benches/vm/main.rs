@@ -54,7 +54,10 @@ impl Options {
                 "--json" => options.json = true,
                 "--runs" => options.runs = value()?.parse().map_err(|_bad| "--runs takes a number")?,
                 "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
-                "--vmm" => options.more.extend(["--vmm".to_owned(), value()?]),
+                "--vmm" | "--cpus" => {
+                    let value = value()?;
+                    options.more.extend([arg, value]);
+                }
                 other => return Err(format!("unknown argument {other}")),
             }
         }
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(complaint) => {
             say(&format!(
-                "{complaint}\nusage: [--json] [--runs N] [--only run,exec,stream,memory] [--vmm NAME]\n"
+                "{complaint}\nusage: [--json] [--runs N] [--only run,exec,stream,memory] [--vmm NAME] [--cpus N]\n"
             ));
             return ExitCode::FAILURE;
         }
