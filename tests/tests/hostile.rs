@@ -17,8 +17,11 @@ const MOST_MEMORY: u64 = 100_000;
 /// `firn run` with an agent that behaves as `mode` says.
 fn hostile(host: &Host, mode: &str, args: &[&str]) -> firn_tests::Firn {
     fs::write(host.work().join("mode"), mode).unwrap();
+    // By another process: making an image takes more memory than a hostile guest may cost.
+    let agent = binaries().join("hostile-agent");
+    let _ = host.firn(&["image", "build", "--agent", agent.to_str().unwrap()]).finish().expect(0);
     let all: Vec<&str> = ["-w", "."].iter().chain(args).chain(&["--", "some-command"]).copied().collect();
-    host.run(&all).env("FIRN_AGENT", binaries().join("hostile-agent"))
+    host.run(&all).env("FIRN_AGENT", agent)
 }
 
 /// What is true of every failure: it came soon, is told in words that do nothing to a terminal, and
