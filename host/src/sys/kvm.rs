@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-/// The loop takes well under 1 ms on KVM and over 50 ms where every instruction is emulated.
+/// The loop takes well under 1 ms on KVM and over 10 ms where every instruction is emulated.
 pub(crate) const LOOP_LIMIT: Duration = Duration::from_millis(5);
 
 /// Iterations of the loop: long enough to tell, short enough to wait for where it is emulated.
