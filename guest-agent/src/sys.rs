@@ -10,7 +10,7 @@
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::{c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::process::abort;
@@ -201,9 +201,11 @@ pub(crate) fn set_precedence(precedence: Precedence) -> Result<(), Errno> {
         Precedence::Ordinary => (libc::SCHED_OTHER, 0),
         Precedence::First => (libc::SCHED_FIFO, 1),
     };
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: `parameters` lives across the call; 0 is this process.
-    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &parameters) }).map(drop)
+    // The kernel's struct sched_param, and its own call: musl's refuses to make it.
+    let priority: c_int = priority;
+    // SAFETY: `priority` lives across the call; 0 is this process.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) })
+        .map(drop)
 }
 
 /// A descriptor that stays with this very process, whoever gets its number afterwards.
@@ -325,8 +327,12 @@ pub(crate) fn bring_up(socket: impl AsFd, interface: &str) -> Result<(), Errno> 
 /// Makes this process's environment look empty in `/proc`. The kernel gives its first process some
 /// variables, which are not the sandbox's business. Root may do this.
 pub(crate) fn hide_environment() -> Result<(), Errno> {
+    unsafe extern "C" {
+        // POSIX's; the libc crate does not have it for every C library.
+        static environ: *const *const c_char;
+    }
     // SAFETY: the list ends with a null pointer, and nothing changes it while one thread runs.
-    let first = unsafe { (!libc::environ.is_null()).then(|| *libc::environ) };
+    let first = unsafe { (!environ.is_null()).then(|| *environ) };
     let Some(first) = first.filter(|first| !first.is_null()) else { return Ok(()) };
     // SAFETY: moves a mark that only `/proc/PID/environ` looks at to where the environment begins.
     let result = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ENV_END, first, 0, 0) };
