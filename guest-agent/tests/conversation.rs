@@ -80,6 +80,7 @@ fn a_plain_agent_has_nothing_to_configure() {
         entropy: "0123456789abcdef0123456789abcdef".into(),
         root: None,
         mounts: Vec::new(),
+        processes: None,
     };
     let mut host = agent.connect();
     let Reply::Error(failure) = host.ask(&Request::Configure(Box::new(configure))) else { panic!() };

@@ -53,6 +53,11 @@ pub struct Configure {
     /// Mounts over that root, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// How many processes and threads all commands together may be (`pids.max` of their control
+    /// group). Absent, or more than that: what the guest can have without starving the agent. A guest
+    /// that cannot keep the limit refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
 }
 
 /// A root that can be written to and forgets: an overlay of a read-only share and a tmpfs.
@@ -140,6 +145,42 @@ pub struct Exec {
     /// [`Exited::truncated`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_output_bytes: Option<u64>,
+    /// Limits of the command's process, which all it starts inherits. Each counts for a process (or
+    /// a user), not for the command as a whole: they are for where no control group can be had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resource_limits: Vec<ResourceLimit>,
+}
+
+/// A limit of `setrlimit(2)`, soft and hard alike. One above what the agent itself has changes
+/// nothing: limits are never raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct ResourceLimit {
+    /// What is limited.
+    pub resource: Resource,
+    /// How much there may be of it, in the unit of the resource.
+    pub value: u64,
+}
+
+/// What a [`ResourceLimit`] limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// Private writable memory of a process, in bytes: `RLIMIT_DATA`. What is shared or mapped from
+    /// files does not count.
+    Data,
+    /// Processes and threads of the command's user, those of other commands included:
+    /// `RLIMIT_NPROC`. Does not bind root of the system, nor who may exceed limits.
+    Processes,
+    /// The size of a file that is written to, in bytes: `RLIMIT_FSIZE`.
+    FileSize,
+    /// Open descriptors of a process: `RLIMIT_NOFILE`.
+    OpenFiles,
+    /// Processor time of a process, in seconds: `RLIMIT_CPU`.
+    Cpu,
+    /// The size of a core dump, in bytes: `RLIMIT_CORE`.
+    Core,
 }
 
 /// One environment variable.
@@ -251,6 +292,25 @@ pub struct Exited {
     pub stderr_bytes: u64,
     /// Whether output was dropped because of [`Exec::max_output_bytes`].
     pub truncated: bool,
+    /// Limits of all commands together that were hit while this one ran, by it or another, as the
+    /// agent's system counts them. Empty where the agent has no control group: in a jail the host
+    /// counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceeded: Vec<Exceeded>,
+}
+
+/// A limit that was hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Exceeded {
+    /// A process was killed because there was no memory left (`oom_kill` of `memory.events`).
+    Memory,
+    /// A process or thread could not be made (`max` of `pids.events`).
+    Processes,
+    /// One that this version has no name for.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An exit status.

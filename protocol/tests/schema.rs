@@ -27,6 +27,7 @@ fn an_exec_reads_well_on_the_wire() {
         stdin: Stdin::Stream,
         timeout_ms: Some(1500),
         max_output_bytes: None,
+        resource_limits: vec![ResourceLimit { resource: Resource::OpenFiles, value: 1024 }],
     }));
     insta::assert_json_snapshot!("exec", request);
 }
@@ -37,4 +38,20 @@ fn fields_a_newer_peer_adds_are_ignored() {
         serde_json::from_str(r#"{"protocol":1,"software":"x","capabilities":["later"],"new":{"a":1}}"#)
             .unwrap();
     assert_eq!(hello.capabilities, ["later"]);
+}
+
+#[test]
+fn what_an_older_peer_leaves_out_means_what_it_meant() {
+    let exec: Exec = serde_json::from_str(r#"{"argv":["true"],"stdin":"null"}"#).unwrap();
+    assert!(exec.resource_limits.is_empty());
+    let json = serde_json::to_string(&exec).unwrap();
+    assert!(!json.contains("resource_limits"), "an older peer is not told of what is not asked for: {json}");
+}
+
+#[test]
+fn a_limit_without_a_name_here_is_still_one() {
+    let exceeded: Vec<Exceeded> = serde_json::from_str(r#"["memory","disk"]"#).unwrap();
+    assert_eq!(exceeded, [Exceeded::Memory, Exceeded::Unknown]);
+    // Not so what the host asks for: a limit that is passed over would be one the host believes in.
+    assert!(serde_json::from_str::<ResourceLimit>(r#"{"resource":"disk","value":1}"#).is_err());
 }

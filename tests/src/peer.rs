@@ -37,6 +37,7 @@ pub fn exec(argv: &[&str]) -> Exec {
         stdin: Stdin::Null,
         timeout_ms: None,
         max_output_bytes: None,
+        resource_limits: Vec::new(),
     }
 }
 

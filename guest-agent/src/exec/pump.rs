@@ -343,6 +343,7 @@ impl Pump<'_> {
             stdout_bytes: self.written[0],
             stderr_bytes: self.written[1],
             truncated: self.truncated,
+            exceeded: Vec::new(),
         }
     }
 

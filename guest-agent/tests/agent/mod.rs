@@ -126,6 +126,7 @@ pub(crate) fn exec<T: Into<Text>>(argv: impl IntoIterator<Item = T>) -> Exec {
         stdin: Stdin::Null,
         timeout_ms: None,
         max_output_bytes: None,
+        resource_limits: Vec::new(),
     }
 }
 

@@ -493,6 +493,7 @@ fn configure() -> Configure {
         entropy: Text::from("x".repeat(32)),
         root: None,
         mounts: Vec::new(),
+        processes: None,
     }
 }
 
@@ -506,6 +507,7 @@ fn exec() -> Exec {
         stdin: Stdin::Stream,
         timeout_ms: None,
         max_output_bytes: None,
+        resource_limits: Vec::new(),
     }
 }
 

@@ -240,6 +240,7 @@ fn configuration(spec: &Spec, view: &View, hostname: String) -> Result<Configure
         entropy: Text::from(std::ffi::OsString::from_vec(entropy)),
         root: Some(Root { tag: BASE_TAG.to_owned(), writable_bytes: spec.disk.0 }),
         mounts: export::mounts(view),
+        processes: None,
     })
 }
 

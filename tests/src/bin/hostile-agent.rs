@@ -202,6 +202,7 @@ impl Host {
             stdout_bytes: 0,
             stderr_bytes: 0,
             truncated: false,
+            exceeded: Vec::new(),
         })));
     }
 

@@ -201,6 +201,7 @@ async fn execute(
         stdin: Stdin::Stream,
         timeout_ms: run.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
         max_output_bytes: None,
+        resource_limits: Vec::new(),
     };
     let (agent, ended) = sandbox.vm().parts();
     let mut ended = std::pin::pin!(ended);
