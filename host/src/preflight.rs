@@ -15,7 +15,7 @@
 
 mod program;
 
-use crate::sys::cgroup::Hierarchy;
+use crate::sys::cgroup::Hierarchies;
 use crate::sys::kvm::{KvmState, Provider};
 use program::Found;
 use serde::Serialize;
@@ -42,8 +42,8 @@ pub(crate) struct Host<'a> {
     pub(crate) kvm: &'a KvmState,
     /// Where a guest's kernel would come from.
     pub(crate) kernel: Kernel,
-    /// Where control groups can be made, if anywhere.
-    pub(crate) cgroups: Option<&'a Hierarchy>,
+    /// Where control groups can be made.
+    pub(crate) cgroups: &'a Hierarchies,
     /// Where firn-agent is expected.
     pub(crate) agent: &'a Path,
     /// Who asks.
@@ -340,8 +340,8 @@ impl Host<'_> {
 
     fn cgroups(&self) -> Check {
         const NAME: &str = "cgroups";
-        if let Some(hierarchy) = self.cgroups {
-            let found = format!("version {}, {}", hierarchy.version, hierarchy.parent.display());
+        if let Some(parent) = self.cgroups.parent() {
+            let found = format!("can be made in {}", parent.display());
             return Check::ok(NAME, found, "each sandbox has a group of its own, and is ended as one");
         }
         let remedy = match self.caller {

@@ -128,9 +128,10 @@ impl Host {
     pub fn cgroups(&self, sandboxes: &[PathBuf]) -> Vec<PathBuf> {
         let recorded = sandboxes.iter().filter_map(|sandbox| fs::read(sandbox.join("record.json")).ok());
         recorded
-            .filter_map(|record| {
+            .flat_map(|record| {
                 let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-                record["cgroup"].as_str().map(PathBuf::from)
+                let paths = record["cgroups"].as_array().unwrap().iter();
+                paths.map(|path| path.as_str().unwrap().into()).collect::<Vec<PathBuf>>()
             })
             .collect()
     }

@@ -7,7 +7,7 @@ use super::exit::Failed;
 use crate::config::{Config, Program};
 use crate::preflight::{Backend, Caller, Host, Kernel, Report, Status};
 use crate::sandbox::store::Store;
-use crate::sys::cgroup::Hierarchy;
+use crate::sys::cgroup::Hierarchies;
 use crate::sys::facts::host_facts;
 use crate::sys::identity::Identity;
 use crate::vm::image::Images;
@@ -45,13 +45,13 @@ pub(super) fn examine(config: &Config) -> Result<Report, Failed> {
         }
         None => Kernel::Absent,
     };
-    let cgroups = Hierarchy::find();
+    let cgroups = Hierarchies::find();
     let host = Host {
         path: &path,
         root: Path::new("/"),
         kvm: &facts.kvm,
         kernel,
-        cgroups: cgroups.as_ref(),
+        cgroups: &cgroups,
         agent: &agent,
         caller,
     };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::sys::cgroup::Hierarchy;
+use crate::sys::cgroup::{Controller, Hierarchies, Hierarchy, Version};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
@@ -12,7 +12,7 @@ struct Fake {
     path: OsString,
     kvm: KvmState,
     kernel: Kernel,
-    cgroups: Option<Hierarchy>,
+    cgroups: Hierarchies,
     caller: Caller<'static>,
 }
 
@@ -27,7 +27,7 @@ impl Fake {
             path,
             kvm: KvmState::Absent,
             kernel,
-            cgroups: Some(Hierarchy { parent: "/sys/fs/cgroup/firn".into(), version: 2 }),
+            cgroups: groups(&[Controller::Memory, Controller::Pids, Controller::Cpu]),
             caller: Caller::User("ada"),
         };
         fake.says("bin/qemu-system-x86_64", QEMU_SAYS);
@@ -77,12 +77,21 @@ impl Fake {
             root: self.root.path(),
             kvm: &self.kvm,
             kernel: self.kernel.clone(),
-            cgroups: self.cgroups.as_ref(),
+            cgroups: &self.cgroups,
             agent: &self.root.path().join("firn-agent"),
             caller: self.caller,
         }
         .inspect()
     }
+}
+
+/// Version 2, where groups can limit this.
+fn groups(controllers: &[Controller]) -> Hierarchies {
+    Hierarchies::of(vec![Hierarchy {
+        parent: "/sys/fs/cgroup/firn".into(),
+        version: Version::Two,
+        controllers: controllers.to_vec(),
+    }])
 }
 
 fn check<'a>(report: &'a Report, name: &str) -> &'a Check {
@@ -223,7 +232,7 @@ fn a_setting_that_forbids_nothing_in_effect_is_not_blamed() {
 #[test]
 fn control_groups_are_no_condition() {
     let mut host = Fake::new();
-    host.cgroups = None;
+    host.cgroups = Hierarchies::default();
     let report = host.inspect();
     assert_eq!(status(&report, "cgroups"), Status::Warning);
     assert!(check(&report, "cgroups").remedy.as_deref().unwrap().starts_with("systemd-run --user"));
@@ -254,7 +263,7 @@ fn this_machine_can_be_inspected() {
         root: Path::new("/"),
         kvm: &USABLE,
         kernel: Kernel::Absent,
-        cgroups: None,
+        cgroups: &Hierarchies::default(),
         agent,
         caller: Caller::User("ada"),
     };

@@ -7,6 +7,7 @@ use super::store::{Place, Store, StoreError};
 use super::{SandboxId, Spec};
 use crate::config::{Config, ConfigError, Program};
 use crate::sys::facts::host_facts;
+use crate::sys::limits::Limits;
 use crate::view::{View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::backend::{Backend, ChooseError};
@@ -72,7 +73,7 @@ impl Sandbox {
         let image = image(Images::new(&config.cache_dir), request, progress).await?;
         let store = Store::open(&config.runtime_dir)?;
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
-        let place = store.claim(backend.device())?;
+        let place = store.claim(backend.device(), &Limits::default())?;
         let hostname = format!("firn-{}", place.id());
         let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
         let sockets = place.sockets();

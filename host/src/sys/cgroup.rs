@@ -1,80 +1,162 @@
 //! One control group for all processes of a sandbox.
 //!
-//! It is what "all processes of a sandbox" means to the kernel: killing the group kills them all
-//! at once, however they have multiplied, and an empty group proves that none is left. Version 2
-//! is used where it is mounted (also beside version 1), else version 1's `pids` hierarchy. Where
-//! none can be written to, a sandbox has no group, and its pid namespaces alone hold it together.
+//! It is what "all processes of a sandbox" means to the kernel: killing the group kills them all,
+//! however they have multiplied, and an empty group proves that none is left. It is also what
+//! holds them to their limits, together. Where no group can be made, a sandbox has none: its pid
+//! namespaces alone hold it together, and its processes limit themselves.
+//!
+//! A group is one folder in version 2. In version 1 it is a folder in each hierarchy that is
+//! needed: `pids` always, to kill by, and one for each limit.
 
+mod hierarchy;
+
+pub(crate) use hierarchy::{Controller, Hierarchies};
+#[cfg(test)]
+pub(crate) use hierarchy::{Hierarchy, Version};
+
+use crate::sys::limits::Events;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Where groups can be made on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hierarchy {
-    /// The folder that holds one group for each sandbox.
-    pub(crate) parent: PathBuf,
-    /// Its version: 1 or 2.
-    pub(crate) version: u8,
-}
-
-impl Hierarchy {
-    /// The best hierarchy that this process may make groups in.
-    pub(crate) fn find() -> Option<Hierarchy> {
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        candidates(&mounts, &own).into_iter().find(|hierarchy| usable(&hierarchy.parent))
-    }
-}
-
-/// Groups below the root of each hierarchy for root; below our own group for everybody else, who
-/// can write there if that part of the tree was delegated to them.
-fn candidates(mounts: &str, own: &str) -> Vec<Hierarchy> {
-    let mut found = Vec::new();
-    for line in mounts.lines() {
-        let mut fields = line.split(' ');
-        let (Some(_), Some(point), Some(kind), Some(options)) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-        else {
-            continue;
-        };
-        let version = match kind {
-            "cgroup2" => 2,
-            "cgroup" if options.split(',').any(|option| option == "pids") => 1,
-            _ => continue,
-        };
-        let parent = if nix::unistd::Uid::effective().is_root() {
-            PathBuf::from(point)
-        } else {
-            let ours = own.lines().find_map(|line| {
-                let (_, rest) = line.split_once(':')?;
-                let (controllers, path) = rest.split_once(':')?;
-                let matches = match version {
-                    2 => controllers.is_empty(),
-                    _ => controllers.split(',').any(|controller| controller == "pids"),
-                };
-                matches.then(|| path.trim_start_matches('/'))
-            });
-            Path::new(point).join(ours.unwrap_or_default())
-        };
-        found.push(Hierarchy { parent: parent.join("firn"), version });
-    }
-    found.sort_by_key(|hierarchy| std::cmp::Reverse(hierarchy.version));
-    found
-}
-
-/// Looks without touching: `doctor` asks too.
-fn usable(parent: &Path) -> bool {
-    let nearest = if parent.exists() { Some(parent) } else { parent.parent() };
-    nearest.is_some_and(|dir| nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok())
-}
-
 /// A sandbox's group, or the absence of one.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroup {
-    dir: Option<PathBuf>,
+    dirs: Vec<Dir>,
+}
+
+/// The group's folder in one hierarchy.
+#[derive(Debug, Default)]
+struct Dir {
+    path: PathBuf,
+    /// The controllers that have to be handed down to it.
+    enable: Vec<Controller>,
+    settings: Vec<Setting>,
+}
+
+/// A line for a file of a group.
+#[derive(Clone, Debug)]
+struct Setting {
+    file: &'static str,
+    value: String,
+    /// Whether some kernels do not have the file.
+    optional: bool,
+}
+
+impl Dir {
+    /// Makes it, and the folder above it when this is the first.
+    fn create(&self) -> io::Result<()> {
+        // The last of another process's groups may take the folder above away between our steps,
+        // so once is not enough; that this happens many times in a row is not possible.
+        let mut made = self.try_create();
+        for _ in 0..16 {
+            match &made {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => made = self.try_create(),
+                _ => break,
+            }
+        }
+        made?;
+        for Setting { file, value, optional } in &self.settings {
+            match write(&self.path.join(file), value) {
+                Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{file}={value}: {error}"))),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn try_create(&self) -> io::Result<()> {
+        // Mostly it is there already.
+        let created = match fs::create_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&self.path),
+            created => created,
+        };
+        if self.enable.is_empty() {
+            return created;
+        }
+        created?;
+        let Some(parent) = self.path.parent() else { return Ok(()) };
+        let Some(base) = parent.parent() else { return Ok(()) };
+        hand_down(base, &self.enable)?;
+        hand_down(parent, &self.enable)
+    }
+
+    /// Kills what is in it.
+    fn kill(&self) {
+        if write(&self.path.join("cgroup.kill"), "1").is_ok() {
+            return;
+        }
+        // Version 1, and kernels before 5.14. What is forked while the list is read would not be on
+        // it: nothing can be forked any more where this can be said, and everywhere the caller
+        // repeats until the group is empty.
+        let _ = write(&self.path.join("pids.max"), "0");
+        for pid in self.processes() {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        // Processes of other pid namespaces are listed as 0, which to kill(2) is our own group.
+        fs::read_to_string(self.path.join("cgroup.procs"))
+            .map(|list| list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect())
+            .unwrap_or_default()
+    }
+
+    /// Removes it if nothing is in it.
+    fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.path) {
+            Ok(()) => {
+                // The last one takes the folder above with it; it is not empty for others.
+                let _ = self.path.parent().map(fs::remove_dir);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A number from a file of `NAME NUMBER` lines.
+    fn counter(&self, file: &str, name: &str) -> Option<u64> {
+        counter(&fs::read_to_string(self.path.join(file)).ok()?, name)
+    }
+
+    /// Processes killed because this group was out of memory. Those that the kernel kills because
+    /// the whole host is are counted in the same place. Version 2 also says how often the limit was
+    /// run into: never, if they were no fault of it. Version 1 does not say it reliably
+    /// (`memory.failcnt` stays 0 on Linux 6.18).
+    fn memory_kills(&self) -> Option<u64> {
+        let Some(kills) = self.counter("memory.events", "oom_kill") else {
+            return self.counter("memory.oom_control", "oom_kill");
+        };
+        let limit_hit = self.counter("memory.events", "oom")? > 0;
+        Some(if limit_hit { kills } else { 0 })
+    }
+}
+
+fn counter(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    value.trim().parse().ok()
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// Lets the groups below `dir` have these controllers.
+fn hand_down(dir: &Path, controllers: &[Controller]) -> io::Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file)?;
+    for controller in controllers.iter().map(|controller| controller.name()) {
+        if !enabled.split_whitespace().any(|name| name == controller) {
+            write(&file, &format!("+{controller}"))
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+        }
+    }
+    Ok(())
 }
 
 impl Cgroup {
@@ -83,124 +165,246 @@ impl Cgroup {
         Cgroup::default()
     }
 
-    /// The group at `dir`, whether it is there or not.
-    pub(crate) fn at(dir: PathBuf) -> Cgroup {
-        Cgroup { dir: Some(dir) }
+    /// The group in these folders, whether they are there or not.
+    pub(crate) fn at(paths: Vec<PathBuf>) -> Cgroup {
+        Cgroup { dirs: paths.into_iter().map(|path| Dir { path, ..Dir::default() }).collect() }
     }
 
-    /// Makes the group, and the folder above it when this is the first.
+    /// Makes the group and sets its limits.
     pub(crate) fn create(&self) -> io::Result<()> {
-        match &self.dir {
-            // The last of another process's groups may take the folder above away between our two
-            // steps, so once is not enough; that this happens many times in a row is not possible.
-            Some(dir) => {
-                let mut made = fs::create_dir_all(dir);
-                for _ in 0..16 {
-                    if made.is_ok() {
-                        break;
-                    }
-                    made = fs::create_dir_all(dir);
-                }
-                made
-            }
-            None => Ok(()),
-        }
+        self.dirs.iter().try_for_each(Dir::create)
     }
 
-    /// Its folder.
+    /// Its folder: the first of them, where it has several.
     pub(crate) fn path(&self) -> Option<&Path> {
-        self.dir.as_deref()
+        self.dirs.first().map(|dir| dir.path.as_path())
+    }
+
+    /// All of its folders.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.dirs.iter().map(|dir| dir.path.clone()).collect()
     }
 
     /// What a new process needs to join the group.
     pub(crate) fn entry(&self) -> io::Result<Entry> {
-        let file = match &self.dir {
-            Some(dir) => {
-                let file = OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?;
-                Some(OwnedFd::from(file))
-            }
-            None => None,
+        let open = |dir: &Dir| {
+            let open = |file| OpenOptions::new().write(true).open(dir.path.join(file));
+            open("tasks").or_else(|error| match error.kind() {
+                // Only version 1 has it.
+                io::ErrorKind::NotFound => open("cgroup.procs"),
+                _ => Err(error),
+            })
         };
-        Ok(Entry { file })
+        let files = self.dirs.iter().map(|dir| open(dir).map(OwnedFd::from)).collect::<io::Result<_>>()?;
+        Ok(Entry { files })
     }
 
-    /// The processes in the group, as the kernel lists them.
-    pub(crate) fn processes(&self) -> Vec<i32> {
-        let Some(dir) = &self.dir else { return Vec::new() };
-        fs::read_to_string(dir.join("cgroup.procs"))
-            .map(|list| list.lines().filter_map(|line| line.parse().ok()).collect())
-            .unwrap_or_default()
+    /// What it has counted since it was made.
+    #[allow(dead_code, reason = "the jail is the first to be limited")]
+    pub(crate) fn events(&self) -> Events {
+        let first = |read: &dyn Fn(&Dir) -> Option<u64>| self.dirs.iter().find_map(read).unwrap_or_default();
+        Events {
+            memory_kills: first(&Dir::memory_kills),
+            processes_refused: first(&|dir| dir.counter("pids.events", "max")),
+        }
     }
 
     /// Kills every process in the group and removes it. Waits at most `patience`.
     pub(crate) fn destroy(&self, patience: Duration) -> io::Result<()> {
-        let Some(dir) = &self.dir else { return Ok(()) };
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
         loop {
-            match fs::remove_dir(dir) {
-                Ok(()) => {
-                    // The last one takes the folder above with it; it is not empty for others.
-                    let _ = dir.parent().map(fs::remove_dir);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => self.kill(dir),
+            // One after the other, whatever becomes of each.
+            let failures: Vec<io::Error> = self.dirs.iter().filter_map(|dir| dir.remove().err()).collect();
+            let Some(error) = failures.into_iter().next() else { return Ok(()) };
+            if Instant::now() > deadline {
+                return Err(error);
             }
+            self.dirs.iter().for_each(Dir::kill);
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
-        }
-    }
-
-    fn kill(&self, dir: &Path) {
-        let killed = OpenOptions::new()
-            .write(true)
-            .open(dir.join("cgroup.kill"))
-            .and_then(|mut file| file.write_all(b"1"));
-        if killed.is_err() {
-            // Kernels before 5.14, and version 1. New processes appear between reading and
-            // killing, so the caller repeats until the group is empty.
-            for pid in self.processes() {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
         }
     }
 }
 
 /// A way into a group that can be used between fork and exec.
+///
+/// In version 1 it goes through the file `tasks`, for a reason of time: what is written to
+/// `cgroup.procs` moves a whole process, for which the kernel stops every fork and exit on the host,
+/// which takes until all processors have passed through the scheduler (5 to 20 ms on an idle host).
+/// A thread that moves only itself need not wait for that (`cgroup_procs_write_start` in
+/// kernel/cgroup/cgroup.c), and a process that was just forked has one thread.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    file: Option<OwnedFd>,
+    files: Vec<OwnedFd>,
 }
 
 impl Entry {
-    /// Moves the calling process into the group. Async-signal-safe.
+    /// Moves the calling process, which has one thread, into the group. Async-signal-safe.
     #[allow(unsafe_code, reason = "write(2) between fork and exec")]
     pub(crate) fn join(&self) -> io::Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let fd: RawFd = file.as_raw_fd();
-        // SAFETY: the descriptor is open and the buffer is one constant byte; "0" is the writer.
-        let written = unsafe { libc::write(fd, c"0".as_ptr().cast(), 1) };
-        if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        for file in &self.files {
+            let fd: RawFd = file.as_raw_fd();
+            // SAFETY: the descriptor is open and the buffer is one constant byte; "0" is the writer.
+            let written = unsafe { libc::write(fd, c"0".as_ptr().cast(), 1) };
+            if written != 1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
+#[allow(unsafe_code, reason = "children join groups between fork and exec, as helpers do")]
 mod tests {
     use super::*;
+    use crate::sys::limits::{Exceeded, Limits, Mechanism};
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    use std::process::{Child, Command, Stdio};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A group of a test's own, which is not left behind by a test that fails.
+    struct Made(Cgroup);
+
+    impl Drop for Made {
+        fn drop(&mut self) {
+            let _ = self.0.destroy(PATIENCE);
+        }
+    }
+
+    impl std::ops::Deref for Made {
+        type Target = Cgroup;
+
+        fn deref(&self) -> &Cgroup {
+            &self.0
+        }
+    }
+
+    /// None where this caller can make none.
+    fn made(test: &str, limits: &Limits) -> Option<Made> {
+        let hierarchies = Hierarchies::find();
+        hierarchies.parent()?;
+        let made = Made(hierarchies.group(&format!("test-{test}-{}", std::process::id()), limits));
+        made.create().unwrap();
+        Some(made)
+    }
+
+    fn start(group: &Cgroup, script: &str) -> Child {
+        let entry = group.entry().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdout(Stdio::null()).stderr(Stdio::null());
+        // SAFETY: one write(2) for each folder, and nothing else.
+        unsafe { command.pre_exec(move || entry.join()) };
+        command.spawn().unwrap()
+    }
 
     #[test]
-    fn version_2_is_preferred_and_other_controllers_are_not_taken() {
-        let mounts = "cgroup /c/memory cgroup rw,memory 0 0\n\
-                      cgroup /c/pids cgroup rw,pids 0 0\n\
-                      cgroup2 /c/unified cgroup2 rw 0 0\n";
-        let found = candidates(mounts, "3:pids:/a\n0::/b\n");
-        let versions: Vec<u8> = found.iter().map(|hierarchy| hierarchy.version).collect();
-        assert_eq!(versions, [2, 1]);
-        assert!(found.iter().all(|hierarchy| hierarchy.parent.ends_with("firn")));
+    fn counters_are_read_by_their_whole_name() {
+        let events = "low 0\nhigh 0\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(counter(events, "oom_kill"), Some(1));
+        assert_eq!(counter(events, "oom"), Some(2));
+        assert_eq!(counter("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), Some(3));
+        assert_eq!(counter(events, "oo"), None);
+        assert_eq!(counter("max many\n", "max"), None);
+    }
+
+    #[test]
+    fn kills_are_blamed_on_the_limit_only_if_it_was_run_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        let group = Cgroup::at(vec!["/nowhere".into(), dir.path().to_owned()]);
+        assert_eq!(group.events(), Events::default());
+        write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
+        assert_eq!(group.events().memory_kills, 2);
+        write("memory.events", "max 3\noom 0\noom_kill 1\n");
+        assert_eq!(group.events().memory_kills, 0);
+        write("memory.events", "max 3\noom 1\noom_kill 1\n");
+        write("pids.events", "max 4\n");
+        assert_eq!(group.events(), Events { memory_kills: 1, processes_refused: 4 });
+    }
+
+    #[test]
+    fn a_group_ends_with_all_its_processes() {
+        let Some(group) = made("kill", &Limits::default()) else { return };
+        let mut child = start(&group, "for i in 1 2 3; do (sleep 60 & sleep 60) & done; wait");
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(group.dirs.iter().all(|dir| dir.processes().contains(&pid)));
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        group.destroy(PATIENCE).unwrap();
+        assert_eq!(reaper.join().unwrap().signal(), Some(libc::SIGKILL));
+        assert!(group.paths().iter().all(|path| !path.exists()));
+        group.destroy(PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn what_forks_without_end_is_ended() {
+        // Bounded, should it not be: by number and, each of them, by time.
+        let limits = Limits { processes: Some(64), ..Limits::default() };
+        if Hierarchies::find().mechanisms().processes == Mechanism::Rlimit {
+            return;
+        }
+        let Some(group) = made("forks", &limits) else { return };
+        let script = "i=0; while [ $i -lt 20000 ]; do /bin/true & i=$((i+1)); done";
+        let mut children: Vec<Child> = (0..4).map(|_| start(&group, script)).collect();
+        let reaper = std::thread::spawn(move || children.iter_mut().for_each(|child| _ = child.wait()));
+        group.destroy(PATIENCE).unwrap();
+        reaper.join().unwrap();
+        assert!(group.paths().iter().all(|path| !path.exists()));
+    }
+
+    #[test]
+    fn memory_is_limited_and_what_was_killed_is_known() {
+        let limits = Limits { memory: Some(64 << 20), ..Limits::default() };
+        if Hierarchies::find().mechanisms().memory == Mechanism::Rlimit {
+            return;
+        }
+        let Some(group) = made("memory", &limits) else { return };
+        let before = group.events();
+        let small = start(&group, "exec dd if=/dev/zero of=/dev/null bs=8M count=1").wait().unwrap();
+        assert!(small.success());
+        assert_eq!(limits.exceeded(before, group.events()), []);
+        let large = start(&group, "exec dd if=/dev/zero of=/dev/null bs=256M count=1").wait().unwrap();
+        assert_eq!(large.signal(), Some(libc::SIGKILL));
+        assert_eq!(limits.exceeded(before, group.events()), [Exceeded::Memory(64 << 20)]);
+    }
+
+    #[test]
+    fn processes_are_limited_and_what_was_refused_is_known() {
+        let limits = Limits { processes: Some(8), ..Limits::default() };
+        if Hierarchies::find().mechanisms().processes == Mechanism::Rlimit {
+            return;
+        }
+        let Some(group) = made("processes", &limits) else { return };
+        let before = group.events();
+        assert!(start(&group, "/bin/true; /bin/true").wait().unwrap().success());
+        assert_eq!(limits.exceeded(before, group.events()), []);
+        let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done; wait";
+        let mut child = start(&group, script);
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while group.events() == before && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(limits.exceeded(before, group.events()), [Exceeded::Processes(8)]);
+        group.destroy(PATIENCE).unwrap();
+        reaper.join().unwrap();
+    }
+
+    #[test]
+    fn processor_time_is_limited() {
+        let limits = Limits { cpus: "0.25".parse().ok(), ..Limits::default() };
+        let mechanism = Hierarchies::find().mechanisms().cpus;
+        let Some(group) = made("cpus", &limits) else { return };
+        let read = |file: &str| {
+            let mut found = group.dirs.iter().filter_map(|dir| fs::read_to_string(dir.path.join(file)).ok());
+            found.next().unwrap_or_default()
+        };
+        match mechanism {
+            Mechanism::CgroupV2 => assert_eq!(read("cpu.max"), "25000 100000\n"),
+            Mechanism::CgroupV1 => assert_eq!(read("cpu.cfs_quota_us"), "25000\n"),
+            Mechanism::Rlimit | Mechanism::None => {}
+        }
     }
 }

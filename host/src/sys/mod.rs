@@ -8,6 +8,7 @@ pub(crate) mod cgroup;
 pub(crate) mod facts;
 pub(crate) mod identity;
 pub(crate) mod kvm;
+pub(crate) mod limits;
 pub(crate) mod lock;
 pub(crate) mod process;
 pub(crate) mod seccomp;
