@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -76,15 +76,30 @@ pub(crate) struct Agent {
 /// Prepares the process itself: nothing of how it was started may reach a command. Before the
 /// runtime exists.
 pub(crate) fn prepare_process() -> Result<(), AgentError> {
+    // First: a process of the same user could otherwise attach to the agent or read its memory.
+    let _ = prctl::set_dumpable(false);
     sys::reset_signals();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    // A command of the same user could otherwise attach to the agent or read its memory.
-    let _ = prctl::set_dumpable(false);
     // Orphans whose supervisor was killed come here rather than get away.
     prctl::set_child_subreaper(true).map_err(AgentError::Subreaper)?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).map_err(AgentError::Signals)
+}
+
+/// Lets go of what came from whoever started this process, which may have been careless: variables, and
+/// all descriptors but `kept`. Before anything is opened. Stdin, stdout and stderr stay; Rust's runtime
+/// has put `/dev/null` where one of them was closed.
+pub(crate) fn forget_start(kept: Option<RawFd>) {
+    // The variables are gone; that their room shows is of no importance.
+    let _ = sys::clear_environment();
+    match kept {
+        Some(kept) => {
+            sys::close_between(3, kept - 1);
+            sys::close_between(kept.saturating_add(1), RawFd::MAX);
+        }
+        None => sys::close_between(3, RawFd::MAX),
+    }
 }
 
 /// Makes `/proc` the working directory, for [`Tree`] and statistics.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::task::LocalSet;
 
 /// How many connections may be open at once. Each costs descriptors and memory of the agent's.
@@ -75,13 +75,6 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListe
     };
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// A stream this process was started with.
-pub(crate) fn adopt_unix(fd: i32) -> io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(crate::sys::inherited(fd)?);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
 }
 
 /// Runs the agent's only thread.

@@ -6,12 +6,12 @@
 //! |---|---|---|
 //! | `/init`, PID 1 | the init process of a lean guest | vsock: listens, and dials the host once |
 //! | `--listen PATH` | a process among others | a Unix socket |
-//! | `--connect-fd N` | the agent of a jail | the stream it was started with |
+//! | `--door-fd N` | the agent of a jail, PID 1 there | streams that the host hands over through descriptor N |
 //!
 //! ```text
 //!   main ─▶ guest (init only: mounts, modules, power)
-//!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
-//!                        └─▶ guest::configure, stats
+//!     └──▶ listen, door ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
+//!                              └─▶ guest::configure, stats
 //! ```
 //!
 //! One thread, no thread pool: a supervisor is a plain copy of the agent, and that is only sound when
@@ -19,6 +19,7 @@
 
 mod agent;
 mod connection;
+mod door;
 mod exec;
 mod guest;
 mod listen;
@@ -28,19 +29,21 @@ mod stats;
 mod sys;
 
 use agent::{Agent, AgentError, Role};
+use door::Door;
 use listen::Doorkeeper;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: firn-agent --listen PATH | --connect-fd N | --version";
+const USAGE: &str = "usage: firn-agent --listen PATH | --door-fd N | --version";
 
 /// What the command line asks for.
 enum Mode {
     Init,
     Listen(PathBuf),
-    Connected(i32),
+    Jail { door: RawFd },
     Version,
 }
 
@@ -60,21 +63,19 @@ enum MainError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot use descriptor {fd}")]
-    Adopt {
-        fd: i32,
+    #[error("descriptor {fd} cannot be the door")]
+    Door {
+        fd: RawFd,
         #[source]
         source: io::Error,
     },
-    #[error(transparent)]
-    Connection(#[from] connection::ConnectionError),
 }
 
 fn main() -> ExitCode {
     let result = match mode(std::env::args_os()) {
         Some(Mode::Init) => guest::run(),
         Some(Mode::Listen(path)) => listen_on(path),
-        Some(Mode::Connected(fd)) => speak_on(fd),
+        Some(Mode::Jail { door }) => serve_jail(door),
         Some(Mode::Version) => {
             let version = concat!("firn-agent ", env!("CARGO_PKG_VERSION"), "\n");
             let _ = io::stdout().write_all(version.as_bytes());
@@ -100,7 +101,7 @@ fn mode(mut arguments: impl Iterator<Item = OsString>) -> Option<Mode> {
     let flag = arguments.next()?;
     let mode = match flag.to_str()? {
         "--listen" => Mode::Listen(arguments.next()?.into()),
-        "--connect-fd" => Mode::Connected(arguments.next()?.to_str()?.parse().ok().filter(|fd| *fd >= 0)?),
+        "--door-fd" => Mode::Jail { door: arguments.next()?.to_str()?.parse().ok().filter(|fd| *fd >= 3)? },
         "--version" => Mode::Version,
         _ => return None,
     };
@@ -109,6 +110,7 @@ fn mode(mut arguments: impl Iterator<Item = OsString>) -> Option<Mode> {
 
 fn listen_on(path: PathBuf) -> Result<(), MainError> {
     agent::prepare_process()?;
+    agent::forget_start(None);
     // Before the working directory changes: the path may be relative.
     let listener = match listen::bind_unix(&path) {
         Ok(listener) => listener,
@@ -126,16 +128,21 @@ fn listen_on(path: PathBuf) -> Result<(), MainError> {
     .map_err(MainError::Runtime)?
 }
 
-fn speak_on(fd: i32) -> Result<(), MainError> {
+/// Until the host closes the door. Then this process ends, and as PID 1 of the jail all others with it.
+fn serve_jail(fd: RawFd) -> Result<(), MainError> {
     agent::prepare_process()?;
+    agent::forget_start(Some(fd));
     agent::enter_proc()?;
     listen::block_on(async move {
         let agent = Agent::new(Role::Plain)?;
-        let stream = listen::adopt_unix(fd).map_err(|source| MainError::Adopt { fd, source })?;
+        let door = Door::adopt(fd).map_err(|source| MainError::Door { fd, source })?;
+        let doorkeeper = Doorkeeper::new(std::rc::Rc::clone(&agent));
         tokio::select! {
-            () = agent.reap() => Ok(()),
-            result = connection::serve(&agent, Box::new(stream)) => result.map_err(MainError::from),
+            () = agent.reap() => {}
+            () = door.keep(&doorkeeper) => {}
         }
+        // At once: what an orderly end would give up, the end gives up too.
+        sys::exit_now(0)
     })
     .map_err(MainError::Runtime)?
 }

@@ -251,6 +251,88 @@ pub(crate) fn inherited(fd: RawFd) -> Result<OwnedFd, Errno> {
     Ok(own(fd.into()))
 }
 
+/// The family and the type of a socket.
+pub(crate) fn socket_kind(socket: impl AsFd) -> Result<(c_int, c_int), Errno> {
+    let option = |option: c_int| {
+        let mut value: c_int = 0;
+        let mut length = size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: `value` and its length live across the call.
+        Errno::result(unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw mut value).cast(),
+                &mut length,
+            )
+        })?;
+        Ok(value)
+    };
+    Ok((option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?))
+}
+
+/// What came in one packet.
+#[derive(Default)]
+pub(crate) struct Packet {
+    /// The first bytes of it: one, and one more to tell a longer packet by.
+    pub(crate) body: Vec<u8>,
+    /// Closed across `execve`.
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Whether there was more than there was room for.
+    pub(crate) is_cut: bool,
+}
+
+impl Packet {
+    /// Whether nothing came: an empty packet, or the end.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.body.is_empty() && self.descriptors.is_empty() && !self.is_cut
+    }
+}
+
+/// The most descriptors that are looked at. What exceeds it the kernel closes.
+const MAX_DESCRIPTORS: usize = 4;
+
+/// Takes a packet and the descriptors in it, without waiting.
+#[allow(clippy::unnecessary_cast, reason = "the lengths are of other types in other C libraries")]
+pub(crate) fn receive_descriptors(socket: impl AsFd) -> Result<Packet, Errno> {
+    // In words, because a control message's header is aligned to one.
+    let mut control = [0_u64; (size_of::<libc::cmsghdr>() + MAX_DESCRIPTORS * size_of::<RawFd>()) / 8];
+    let mut body = [0_u8; 2];
+    let mut part = libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() };
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: `message` points to buffers that live across the call and are as long as it says.
+    let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut message, flags) })?;
+    let mut packet = Packet {
+        body: body[..length.unsigned_abs().min(body.len())].to_vec(),
+        descriptors: Vec::new(),
+        is_cut: message.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0,
+    };
+    // SAFETY: the kernel has filled `message` in, and `control` is still there.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    while !header.is_null() {
+        // SAFETY: not null, so it is a whole header within `control`.
+        let libc::cmsghdr { cmsg_level, cmsg_type, cmsg_len, .. } = unsafe { *header };
+        if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: takes an integer only.
+            let count = (cmsg_len as usize - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<RawFd>();
+            for index in 0..count {
+                // SAFETY: the kernel says that so many numbers follow the header, within `control`.
+                let fd = unsafe { libc::CMSG_DATA(header).cast::<RawFd>().add(index).read_unaligned() };
+                packet.descriptors.push(own(fd.into()));
+            }
+        }
+        // SAFETY: as above.
+        header = unsafe { libc::CMSG_NXTHDR(&message, header) };
+    }
+    Ok(packet)
+}
+
 /// Makes the terminal the controlling one of this session.
 pub(crate) fn control_terminal(terminal: impl AsFd) -> Result<(), Errno> {
     // SAFETY: the argument is an integer: do not steal it from another session.
@@ -324,16 +406,34 @@ pub(crate) fn bring_up(socket: impl AsFd, interface: &str) -> Result<(), Errno> 
     unsafe { ioctl::set_interface_flags(fd, &request) }.map(drop)
 }
 
-/// Makes this process's environment look empty in `/proc`. The kernel gives its first process some
-/// variables, which are not the sandbox's business. Root may do this.
-pub(crate) fn hide_environment() -> Result<(), Errno> {
+/// Takes away this process's environment, also as `/proc` shows it. The kernel gives its first process
+/// some variables, and others may have been left by whoever started this one; neither is the sandbox's
+/// business. The variables are gone in any case. That nothing is left to be seen, not even their room,
+/// is for root alone to arrange.
+pub(crate) fn clear_environment() -> Result<(), Errno> {
     unsafe extern "C" {
         // POSIX's; the libc crate does not have it for every C library.
-        static environ: *const *const c_char;
+        static mut environ: *mut *mut c_char;
     }
-    // SAFETY: the list ends with a null pointer, and nothing changes it while one thread runs.
-    let first = unsafe { (!environ.is_null()).then(|| *environ) };
-    let Some(first) = first.filter(|first| !first.is_null()) else { return Ok(()) };
+    // SAFETY: one thread runs, so nobody else looks at the list or changes it.
+    let mut entry = unsafe { environ };
+    if entry.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the list ends with a null pointer; the first is null if it is empty.
+    let first = unsafe { *entry };
+    if first.is_null() {
+        return Ok(());
+    }
+    // SAFETY: each is a terminated string on this process's own stack, where the kernel put it: nothing
+    // has added any. The list is ended before them, so nobody finds them afterwards.
+    unsafe {
+        while !(*entry).is_null() {
+            std::ptr::write_bytes(*entry, 0, libc::strlen(*entry));
+            *entry = std::ptr::null_mut();
+            entry = entry.add(1);
+        }
+    }
     // SAFETY: moves a mark that only `/proc/PID/environ` looks at to where the environment begins.
     let result = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ENV_END, first, 0, 0) };
     Errno::result(result).map(drop)

@@ -126,25 +126,6 @@ fn stdin_beyond_the_credit_ends_the_connection() {
 }
 
 #[test]
-fn an_inherited_stream_is_served_and_then_the_agent_is_done() {
-    use std::os::fd::AsRawFd as _;
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    // Its number in the agent: duplicated without close-on-exec.
-    let inherited = nix::unistd::dup(&theirs).unwrap();
-    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_firn-agent"))
-        .arg("--connect-fd")
-        .arg(inherited.as_raw_fd().to_string())
-        .spawn()
-        .unwrap();
-    drop((inherited, theirs));
-    let mut host = Host::over(ours);
-    host.greet(PROTOCOL_VERSION);
-    assert_eq!(host.run(&sh("echo hi"), b"").text(), "hi\n");
-    drop(host);
-    assert!(process.wait().unwrap().success());
-}
-
-#[test]
 fn there_is_a_limit_to_connections() {
     let agent = Agent::start();
     let mut hosts: Vec<_> = (0..256).map(|_| agent.connect()).collect();

@@ -45,7 +45,7 @@ pub(super) fn settle() -> Vec<String> {
         // A core dump would only fill the sandbox's memory.
         trouble("limit core dumps", setrlimit(Resource::RLIMIT_CORE, 0, libc::RLIM_INFINITY)),
         trouble("bring lo up", loopback),
-        trouble("hide the environment", sys::hide_environment()),
+        trouble("clear the environment", sys::clear_environment()),
     ]
     .into_iter()
     .flatten()

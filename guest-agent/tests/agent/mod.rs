@@ -5,7 +5,9 @@
 
 use bytes::BytesMut;
 use firn_protocol::*;
-use std::io::{Read as _, Write as _};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use std::io::{IoSlice, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -70,6 +72,61 @@ impl Drop for Agent {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// An agent that is handed its connections, as one in a jail is. Killed when dropped.
+pub(crate) struct Jailed {
+    pub(crate) process: Child,
+    /// `None`: closed.
+    pub(crate) door: Option<OwnedFd>,
+}
+
+impl Jailed {
+    /// Starts one that finds these packets at the door.
+    pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &OwnedFd)) -> Jailed {
+        let (door, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        // Its number in the agent: duplicated without close-on-exec.
+        let inherited = nix::unistd::dup(&theirs).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firn-agent"));
+        command.arg("--door-fd").arg(inherited.as_raw_fd().to_string());
+        command.env_clear().stdin(Stdio::null()).process_group(0);
+        prepare(&mut command, &door);
+        let process = command.spawn().unwrap();
+        Jailed { process, door: Some(door) }
+    }
+
+    pub(crate) fn start() -> Jailed {
+        Jailed::start_with(|_, _| {})
+    }
+
+    pub(crate) fn connect(&self) -> Host {
+        let mut host = hand_over(self.door.as_ref().unwrap());
+        host.greet(PROTOCOL_VERSION);
+        host
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Sends a packet through a door.
+pub(crate) fn hand(door: &OwnedFd, body: &[u8], descriptors: &[RawFd]) {
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+    let body = [IoSlice::new(body)];
+    sendmsg::<()>(door.as_raw_fd(), &body, control, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+}
+
+/// Hands one end of a new connection over.
+pub(crate) fn hand_over(door: &OwnedFd) -> Host {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    hand(door, &[0], &[theirs.as_raw_fd()]);
+    Host::over(ours)
 }
 
 /// The host's end of a connection.
