@@ -2,7 +2,9 @@
 
 pub mod cli;
 mod config;
+mod env;
 mod guest;
+mod jail;
 mod preflight;
 mod sandbox;
 mod sys;

@@ -13,11 +13,10 @@
 use super::image::ImageCommandError;
 use crate::config::{ConfigError, Program};
 use crate::guest::GuestError;
-use crate::sandbox::launch::LaunchError;
+use crate::sandbox::launch::{Ended, LaunchError};
 use crate::sandbox::spec::SpecError;
 use crate::sandbox::store::StoreError;
 use crate::view::ShareError;
-use crate::vm::VmError;
 use crate::vm::vmm::backend::ChooseError;
 use std::error::Error as _;
 use std::io;
@@ -52,10 +51,7 @@ pub(super) enum Failed {
     Launch(#[from] LaunchError),
     /// It did not stay up.
     #[error("the sandbox failed")]
-    Sandbox(#[from] VmError),
-    /// Its agent did not behave.
-    #[error("the sandbox failed")]
-    Guest(#[from] GuestError),
+    Sandbox(#[from] Ended),
     /// The records cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -74,6 +70,12 @@ pub(super) enum Failed {
     /// A signal asked firn to end.
     #[error("interrupted by signal {0}")]
     Signal(i32),
+}
+
+impl From<GuestError> for Failed {
+    fn from(error: GuestError) -> Failed {
+        Failed::Sandbox(error.into())
+    }
 }
 
 impl Failed {
@@ -108,7 +110,9 @@ impl Failed {
             Failed::Launch(LaunchError::Choose(ChooseError::NeedsKvm(_))) => {
                 Some("without --vmm, firn emulates the guest in software: slower, and weaker isolation")
             }
-            Failed::Launch(LaunchError::Vm(_)) => Some("`firn doctor` shows what this host lacks"),
+            Failed::Launch(LaunchError::Vm(_) | LaunchError::Jail(_)) => {
+                Some("`firn doctor` shows what this host lacks")
+            }
             Failed::Spec(SpecError::Share(ShareError::Syntax(_))) => {
                 Some("for example: --mount ~/data:/data:ro")
             }

@@ -8,23 +8,30 @@ mod stdio;
 use super::exit::Failed;
 use super::output::Output;
 use crate::config::Config;
-use crate::sandbox::spec::VmmKind;
+use crate::env::{Environment, PROJECT};
+use crate::sandbox::spec::{Degraded, Grade, SpecError, VmmKind};
 use crate::sandbox::{Size, Spec};
+use crate::sys::limits::Cpus;
 use crate::view::{Share, WORKSPACE};
 use events::{Events, Outcome};
-use firn_protocol::{Text, Variable};
+use firn_protocol::{Access, Text, Variable};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::Duration;
 
-/// Run a command in a fresh microVM and throw the microVM away.
+/// The memory of a sandbox that nobody gave a size.
+const USUAL_MEMORY: Size = Size(1 << 30);
+
+/// Run a command in a fresh sandbox and throw the sandbox away.
 ///
-/// The command sees the host's programs read-only, can write anywhere and change nothing outside,
-/// and has no network. Its exit code is firn's: 124 when --timeout ran out, 125 when firn itself
-/// failed, 126 or 127 when the command could not be started, 128+n when signal n ended it.
+/// The command sees the host's programs, can write files of its own and change nothing outside, and
+/// has no network. Its exit code is firn's: 124 when --timeout ran out, 125 when firn itself failed,
+/// 126 or 127 when the command could not be started, 128+n when signal n ended it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    firn run -- python3 -c 'print(6*7)'\n  \
+    firn run -- python3 -c 'print(6*7)'             in a microVM\n  \
+    firn run -i jail -- python3 -c 'print(6*7)'     in milliseconds, on this host's kernel\n  \
+    firn run --memory 512M --pids 64 --cpus 1 -- make\n  \
     firn run -w . --timeout 10m -- make test        this folder at /workspace, writable\n  \
     firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
     firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
@@ -32,22 +39,42 @@ use std::time::Duration;
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
     firn run --json -- make | jq .payload           events, one JSON object a line")]
 pub(super) struct Run {
-    /// Processors [default: 2 with KVM, 1 in software].
-    #[arg(long, value_name = "N")]
-    cpus: Option<u32>,
+    /// How the command is isolated: a jail has the host's kernel and takes milliseconds, a vm has
+    /// its own.
+    #[arg(short, long, value_name = "GRADE", default_value = "vm")]
+    isolation: Grade,
 
-    /// Memory: a number with K, M or G.
-    #[arg(long, value_name = "SIZE", default_value = "1G")]
-    memory: Size,
+    /// The programs of the sandbox: `host`, those of this host, or a folder with metadata.json and
+    /// bin/run, which runs the code on stdin.
+    #[arg(long = "env", value_name = "ENV", default_value = "host")]
+    environment: String,
+
+    /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
+    /// emulated one].
+    #[arg(long, value_name = "N")]
+    cpus: Option<Cpus>,
+
+    /// Memory: a number with K, M or G [default: 1G, or what the environment says].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
 
     /// How much can be written to the sandbox's own files; it is part of the memory [default: half
     /// of it].
     #[arg(long, value_name = "SIZE")]
     disk: Option<Size>,
 
-    /// Kill the command after this time: 30s, 10m, 1h30m; a bare number is seconds.
+    /// Processes and threads.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pids: u64,
+
+    /// Kill the command after this time: 30s, 10m, 1h30m; a bare number is seconds [default: never,
+    /// or what the environment says].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
+
+    /// Pass on at most this much of stdout and stderr together, and drop the rest.
+    #[arg(long, value_name = "SIZE")]
+    max_output: Option<Size>,
 
     /// Show this folder at /workspace, writable unless it ends in :ro. What is written there
     /// belongs to you.
@@ -59,12 +86,12 @@ pub(super) struct Run {
     mounts: Vec<String>,
 
     /// Set a variable, or pass one of yours on.
-    #[arg(short, long = "env", value_name = "K[=V]")]
-    env: Vec<OsString>,
+    #[arg(short = 'e', long = "setenv", value_name = "K[=V]")]
+    variables: Vec<OsString>,
 
-    /// Where the command starts.
-    #[arg(long, value_name = "DIR", default_value = WORKSPACE)]
-    cwd: OsString,
+    /// Where the command starts [default: /workspace].
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<OsString>,
 
     /// Who runs it, in the sandbox: root, sandbox, UID or UID:GID [default: root].
     #[arg(long, value_name = "USER")]
@@ -73,6 +100,11 @@ pub(super) struct Run {
     /// Give the command a terminal.
     #[arg(short, long)]
     tty: bool,
+
+    /// Make do with less where this host cannot give what is asked for: a jail where it can have no
+    /// vm, a limit that nothing enforces. The result says what was given.
+    #[arg(long)]
+    allow_degraded: bool,
 
     /// The virtual machine monitor [default: cloud-hypervisor where KVM works, else qemu].
     #[arg(long, value_name = "VMM")]
@@ -87,7 +119,7 @@ pub(super) struct Run {
     verbose: bool,
 
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -117,30 +149,73 @@ impl Run {
         result
     }
 
-    fn spec(&self) -> Result<Spec, Failed> {
+    fn spec(&self) -> Result<Spec, SpecError> {
+        let environment = Environment::find(&self.environment)?;
+        let memory = self.memory.unwrap_or(match &environment {
+            Environment::Host => USUAL_MEMORY,
+            Environment::Artifact(artifact) => Size(artifact.memory),
+        });
         let mut shares = Vec::new();
         if let Some(workspace) = &self.workspace {
-            shares
-                .push(Share::workspace(workspace, WORKSPACE).map_err(crate::sandbox::spec::SpecError::from)?);
+            let target = match &environment {
+                Environment::Host => WORKSPACE,
+                Environment::Artifact(_) => PROJECT,
+            };
+            shares.push(Share::workspace(workspace, target)?);
         }
         for mount in &self.mounts {
-            shares.push(Share::mount(mount).map_err(crate::sandbox::spec::SpecError::from)?);
+            shares.push(Share::mount(mount)?);
         }
+        let usual_timeout = match &environment {
+            Environment::Host => None,
+            Environment::Artifact(artifact) => Some(artifact.timeout),
+        };
         let spec = Spec {
-            vcpus: self.cpus,
-            memory: self.memory,
-            disk: self.disk.unwrap_or(Size(self.memory.0 / 2)),
+            grade: self.isolation,
+            degraded: if self.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
+            environment,
+            cpus: self.cpus,
+            memory,
+            disk: self.disk.unwrap_or(Size(memory.0 / 2)),
+            processes: self.pids,
+            timeout: self.timeout.or(usual_timeout),
+            output: self.max_output,
             shares,
             user: self.user.clone(),
             vmm: self.vmm,
         };
-        Ok(spec.check()?)
+        self.check_environment(&spec)?;
+        spec.check()
+    }
+
+    /// A wrapper takes code, not a command, and makes its surroundings itself.
+    fn check_environment(&self, spec: &Spec) -> Result<(), SpecError> {
+        let Environment::Artifact(artifact) = &spec.environment else {
+            return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
+        };
+        if !self.command.is_empty() {
+            return Err(SpecError::CommandOfArtifact(artifact.name.clone()));
+        }
+        let writable = spec.shares.iter().any(|share| share.access == Access::ReadWrite);
+        for (given, option, instead) in [
+            (self.tty, "--tty", ""),
+            (self.cwd.is_some(), "--cwd", ""),
+            (self.user.is_some(), "--user", ""),
+            (self.disk.is_some() && spec.grade == Grade::Jail, "--disk", ""),
+            (!self.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
+            (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
+        ] {
+            if given {
+                return Err(SpecError::OwnJail { option, environment: artifact.name.clone(), instead });
+            }
+        }
+        Ok(())
     }
 
     /// The variables of the command: the terminal's type, then what was asked for.
     fn variables(&self, config: &Config) -> Vec<Variable> {
         let term = self.tty.then(|| Variable { name: "TERM".into(), value: Text::from(config.term.clone()) });
-        let asked = self.env.iter().filter_map(|text| {
+        let asked = self.variables.iter().filter_map(|text| {
             let bytes = text.as_bytes();
             let split = bytes.iter().position(|byte| *byte == b'=');
             let (name, value) = match split {

@@ -1,21 +1,47 @@
 //! Bringing a sandbox up, and taking it down.
 //!
 //! Each step makes a value whose drop undoes it, so a failure, a signal or a panic at any point
-//! leaves nothing: `Place` (folder, record, control group) outlives `Vm` (the VMM and its helpers).
+//! leaves nothing: `Place` (folder, record, control group) outlives what runs in it, a `Vm` (the VMM
+//! and its helpers) or a `Jail`.
 
+use super::protection::{Isolation, Maker, Protection};
+use super::spec::{Degraded, Grade};
 use super::store::{Place, Store, StoreError};
-use super::{SandboxId, Spec};
+use super::{SandboxId, Size, Spec};
 use crate::config::{Config, ConfigError, Program};
+use crate::env::{Environment, Wrapper};
+use crate::guest::{Connection, GuestError};
+use crate::jail::{self, Jail, JailError};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::Limits;
-use crate::view::{View, host_tools};
+use crate::view::{Share, View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
+use crate::vm::vmm::Confinement;
 use crate::vm::vmm::backend::{Backend, ChooseError};
-use crate::vm::vmm::{Accelerator, Confinement};
-use crate::vm::{Bringup, Phase, Vm, VmError};
+use crate::vm::{self, Phase, Vm, VmError};
+use firn_protocol::Exceeded;
+use std::error::Error as _;
 use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
+
+/// How long a sandbox that hung up may take to be seen to have ended.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Processes of a jail that are not the command's: bubblewrap outside, the agent, and the supervisor
+/// of the command.
+const JAIL_PROCESSES: u64 = 3;
+
+/// What the VMM and its helpers may use beside the guest's memory, in bytes: a few times what they
+/// do (docs/BENCHMARKS.md), since a guest that drives them further may be up to no good. The files
+/// they read count until the kernel wants their memory back.
+const VM_MEMORY: u64 = 1 << 30;
+
+/// How many threads they may have. QEMU starts some for each processor and each queue, virtiofsd for
+/// what it is asked.
+const VM_PROCESSES: u64 = 1024;
 
 /// A sandbox that could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +64,36 @@ pub(crate) enum LaunchError {
     /// The guest did not come up.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The jail did not come up.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// Nothing on this host can enforce a limit that was asked for.
+    #[error("processor time cannot be limited here: no control group with the cpu controller can be made")]
+    Unenforceable,
+}
+
+impl LaunchError {
+    /// Whether this host cannot give a vm at all, whatever is tried.
+    fn no_vm_here(&self) -> bool {
+        matches!(self, LaunchError::Config(_) | LaunchError::Choose(_) | LaunchError::Image(_))
+    }
+}
+
+/// A sandbox that ended although it should not have.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The guest did.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The jail did.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// Its agent does not behave.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The kernel ended it because it had no memory left.
+    #[error("killed: memory limit {0}")]
+    Memory(Size),
 }
 
 /// How far it has come, for those who wait.
@@ -49,19 +105,48 @@ pub(crate) enum Progress {
     Building(Step),
     /// The guest comes up.
     Vm(Phase),
+    /// The jail comes up.
+    Jail,
 }
 
 /// A sandbox that takes commands.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     // In this order: the place is removed when nothing uses it any more.
-    vm: Vm,
+    inside: Inside,
+    isolation: Isolation,
+    wrapper: Option<Wrapper>,
+    /// Those of its control group.
+    limits: Limits,
     place: Place,
+}
+
+/// What runs the commands.
+#[derive(Debug)]
+enum Inside {
+    Vm(Box<Vm>),
+    Jail(Box<Jail>),
 }
 
 impl Sandbox {
     /// Brings up what was asked for.
     pub(crate) async fn launch(
+        config: &Config,
+        spec: &Spec,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Sandbox, LaunchError> {
+        match spec.grade {
+            Grade::Vm => match Sandbox::launch_vm(config, spec, progress).await {
+                Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
+                    Sandbox::launch_jail(config, spec, Some(in_full(&error)), progress).await
+                }
+                launched => launched,
+            },
+            Grade::Jail => Sandbox::launch_jail(config, spec, None, progress).await,
+        }
+    }
+
+    async fn launch_vm(
         config: &Config,
         spec: &Spec,
         progress: &mut dyn FnMut(Progress),
@@ -73,11 +158,25 @@ impl Sandbox {
         let image = image(Images::new(&config.cache_dir), request, progress).await?;
         let store = Store::open(&config.runtime_dir)?;
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
-        let place = store.claim(backend.device(), &Limits::default())?;
+        let limits = Limits {
+            memory: Some(spec.memory.0.saturating_add(VM_MEMORY)),
+            processes: Some(VM_PROCESSES),
+            // The guest has the processors it was given.
+            cpus: None,
+        };
+        let place = store.claim(backend.device(), &limits)?;
         let hostname = format!("firn-{}", place.id());
-        let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
+        let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
+        let wrapper = match &spec.environment {
+            Environment::Host => None,
+            Environment::Artifact(artifact) => {
+                view.show(&artifact.folder);
+                let project = |share: &Share| artifact.project(&share.target, &share.target);
+                Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect()))
+            }
+        };
         let sockets = place.sockets();
-        let vm = Bringup {
+        let vm = vm::Bringup {
             image: &image,
             spec,
             view: &view,
@@ -92,7 +191,50 @@ impl Sandbox {
             },
         };
         let vm = vm.run(&mut |phase| progress(Progress::Vm(phase))).await?;
-        Ok(Sandbox { vm, place })
+        let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
+        Ok(Sandbox { inside: Inside::Vm(Box::new(vm)), isolation, wrapper, limits, place })
+    }
+
+    async fn launch_jail(
+        config: &Config,
+        spec: &Spec,
+        instead_of_vm: Option<String>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Sandbox, LaunchError> {
+        progress(Progress::Jail);
+        let bwrap = config.program(Program::Bwrap)?;
+        let agent = config.program(Program::Agent)?;
+        let limits = Limits {
+            memory: Some(spec.memory.0),
+            processes: Some(spec.processes.saturating_add(JAIL_PROCESSES)),
+            cpus: spec.cpus,
+        };
+        let place = Store::open(&config.runtime_dir)?.claim(None, &limits)?;
+        if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
+            return Err(LaunchError::Unenforceable);
+        }
+        let hostname = format!("firn-{}", place.id());
+        let bringup = jail::Bringup {
+            bwrap: &bwrap,
+            agent: &agent,
+            spec,
+            hostname: &hostname,
+            identity: place.identity(),
+            cgroup: place.cgroup(),
+            folder: place.folder(),
+        };
+        let (jail, maker, wrapper) = match &spec.environment {
+            Environment::Host => {
+                let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
+                (bringup.run(&view).await?, Maker::Firn, None)
+            }
+            Environment::Artifact(artifact) => {
+                let (jail, wrapper) = bringup.wrapped(artifact).await?;
+                (jail, Maker::Environment, Some(wrapper))
+            }
+        };
+        let isolation = Isolation::Jail { maker, instead_of_vm };
+        Ok(Sandbox { inside: Inside::Jail(Box::new(jail)), isolation, wrapper, limits, place })
     }
 
     /// Its name.
@@ -100,15 +242,76 @@ impl Sandbox {
         self.place.id()
     }
 
-    /// The guest.
-    pub(crate) fn vm(&mut self) -> &mut Vm {
-        &mut self.vm
+    /// The connection to its agent, and a future that is ready when the sandbox is no more.
+    pub(crate) fn parts(&mut self) -> (&mut Connection, Pin<Box<dyn Future<Output = Ended> + '_>>) {
+        match &mut self.inside {
+            Inside::Vm(vm) => {
+                let (agent, ended) = vm.parts();
+                (agent, Box::pin(async { ended.await.into() }))
+            }
+            Inside::Jail(jail) => {
+                let (agent, ended) = jail.parts();
+                (agent, Box::pin(async { ended.await.into() }))
+            }
+        }
+    }
+
+    /// Has everything that is shared written back.
+    pub(crate) async fn sync(&mut self) -> Result<(), Ended> {
+        match &mut self.inside {
+            Inside::Vm(vm) => Ok(vm.sync().await?),
+            // What a jail writes is the host's at once.
+            Inside::Jail(_) => Ok(()),
+        }
+    }
+
+    /// The last of its console, if it has one.
+    pub(crate) fn console(&self) -> String {
+        match &self.inside {
+            Inside::Vm(vm) => vm.console(),
+            Inside::Jail(_) => String::new(),
+        }
+    }
+
+    /// What runs code in it, if not a command of the caller's choice.
+    pub(crate) fn wrapper(&self) -> Option<&Wrapper> {
+        self.wrapper.as_ref()
     }
 
     /// How well it is isolated, and by what: what is in force, not what was hoped for.
-    pub(crate) fn isolation(&self) -> Isolation {
-        let vmm = self.vm.vmm();
-        Isolation { vmm: vmm.name(), accelerator: vmm.accelerator() }
+    pub(crate) fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
+    /// What is in force of all that was asked for.
+    pub(crate) fn protection(&self, spec: &Spec) -> Protection {
+        Protection::new(spec, &self.isolation, self.place.mechanisms())
+    }
+
+    /// What every process has to put on itself, because no control group does.
+    pub(crate) fn resource_limits(&self, spec: &Spec) -> Vec<firn_protocol::ResourceLimit> {
+        let limits = Limits { memory: Some(spec.memory.0), processes: Some(spec.processes), cpus: None };
+        match &self.inside {
+            Inside::Vm(_) => Vec::new(),
+            Inside::Jail(_) => self.place.mechanisms().resource_limits(&limits),
+        }
+    }
+
+    /// The limits that its control group has seen it run into. Those of a guest are the guest's to
+    /// tell.
+    pub(crate) fn exceeded(&self) -> Vec<Exceeded> {
+        match &self.inside {
+            Inside::Vm(_) => Vec::new(),
+            Inside::Jail(_) => self.limits.exceeded(self.place.cgroup().events()),
+        }
+    }
+
+    /// Why it ended, if the kernel says that the limits of its control group are why.
+    pub(crate) fn why(&self, ended: Ended) -> Ended {
+        match self.limits.memory {
+            Some(memory) if self.place.cgroup().events().memory_kills > 0 => Ended::Memory(Size(memory)),
+            _ => ended,
+        }
     }
 
     /// The folder of its control group, if it has one.
@@ -118,10 +321,35 @@ impl Sandbox {
 
     /// Ends it. Nothing is left when this returns.
     pub(crate) async fn destroy(self) {
-        let Sandbox { vm, place } = self;
-        vm.destroy().await;
+        let Sandbox { inside, place, .. } = self;
+        match inside {
+            Inside::Vm(vm) => vm.destroy().await,
+            Inside::Jail(jail) => jail.destroy().await,
+        }
         drop(place);
     }
+}
+
+/// What is behind `error`: a sandbox that hangs up is usually one that ended, and how is the better
+/// reason.
+pub(crate) async fn reason(error: GuestError, ended: impl Future<Output = Ended>) -> Ended {
+    if error.hung_up()
+        && let Ok(ended) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
+    {
+        return ended;
+    }
+    error.into()
+}
+
+/// An error with its causes, in one line.
+fn in_full(error: &LaunchError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 /// Gets the guest image. Making one takes seconds, in which signals must still be heard.
@@ -142,22 +370,5 @@ async fn image(
             Some(step) = told.recv() => progress(Progress::Building(step)),
             made = &mut making => return Ok(made.map_err(LaunchError::Interrupted)??),
         }
-    }
-}
-
-/// The isolation in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Isolation {
-    /// The VMM.
-    pub(crate) vmm: &'static str,
-    /// What runs the guest's instructions.
-    pub(crate) accelerator: Accelerator,
-}
-
-impl Isolation {
-    /// Whether it is less than a vm promises. QEMU's developers do not count its translator as a
-    /// security boundary: what holds the guest then is the confinement of QEMU.
-    pub(crate) fn degraded(self) -> bool {
-        self.accelerator == Accelerator::Software
     }
 }

@@ -296,9 +296,13 @@ impl Place {
     }
 
     /// What holds it to each limit, if it has that limit.
-    #[allow(dead_code, reason = "the jail is the first to be limited")]
     pub(crate) fn mechanisms(&self) -> Mechanisms {
         self.mechanisms
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.dir
     }
 
     /// The folder of its sockets.

@@ -1,16 +1,18 @@
 //! Command lines for `bwrap`(1).
 //!
-//! Every helper of a sandbox runs under bubblewrap in namespaces of its own: it sees the files
-//! named here and nothing else, has no network, no capability, can gain none, may make no system
-//! call that helpers have no use for, and dies with us.
+//! A jail is made by bubblewrap, and every helper of a vm runs under it too, in namespaces of its
+//! own: it sees the files named here and nothing else, has no network, no capability, can gain none,
+//! may make no system call that it has no use for, and dies with us.
 
 use crate::sys::identity::Identity;
+use crate::sys::idmap::Staged;
 use crate::sys::process::{HelperCommand, ProcessError};
-use crate::sys::seccomp;
+use crate::sys::seccomp::{self, Confined};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// A mount namespace to be, and who runs in it.
@@ -18,46 +20,99 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Bubblewrap {
     bwrap: PathBuf,
     identity: Identity,
+    /// On the command line, where `ps` shows them.
     args: Vec<OsString>,
+    /// What is mounted, of any length: passed in a file.
+    mounts: Vec<OsString>,
     fds: Vec<OwnedFd>,
+    staged: Vec<Staged>,
+    folder: PathBuf,
 }
 
 impl Bubblewrap {
     /// An empty root with `/proc`, a minimal `/dev` and the host's programs and libraries
     /// (`/usr`, and `/nix/store` where there is one) to run from.
     pub(crate) fn new(bwrap: &Path, identity: Identity) -> Bubblewrap {
-        let mut new = Bubblewrap { bwrap: bwrap.to_owned(), identity, args: Vec::new(), fds: Vec::new() };
-        new.flags(&[
-            "--unshare-user",
-            "--unshare-ipc",
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-uts",
-            "--unshare-cgroup-try",
-            "--as-pid-1",
-            "--die-with-parent",
-            "--new-session",
-            "--clearenv",
-        ]);
-        new.flags(&["--cap-drop", "ALL", "--hostname", "firn"]);
-        if let Some((uid, gid)) = identity.inside() {
-            new.flags(&["--uid", &uid.to_string(), "--gid", &gid.to_string()]);
-        }
+        let mut new = Bubblewrap::empty(bwrap, identity, "firn", identity.inside());
         new.read_only(Path::new("/usr"), Path::new("/usr"));
         new.merged_usr(Path::new("/"));
         new.try_read_only(Path::new("/nix/store"), Path::new("/nix/store"));
         // The dynamic linker's cache, for libraries outside its default folders.
         new.try_read_only(Path::new("/etc/ld.so.cache"), Path::new("/etc/ld.so.cache"));
-        new.flags(&["--proc", "/proc", "--dev", "/dev"]);
+        new.proc_and_dev();
         new
     }
 
+    /// An empty root. `inside` is the user and group there, when they differ from those outside.
+    pub(crate) fn empty(
+        bwrap: &Path,
+        identity: Identity,
+        hostname: &str,
+        inside: Option<(u32, u32)>,
+    ) -> Bubblewrap {
+        let mut new = Bubblewrap {
+            bwrap: bwrap.to_owned(),
+            identity,
+            args: Vec::new(),
+            mounts: Vec::new(),
+            fds: Vec::new(),
+            staged: Vec::new(),
+            folder: "/".into(),
+        };
+        new.args.extend(
+            [
+                "--unshare-user",
+                "--unshare-ipc",
+                "--unshare-pid",
+                "--unshare-net",
+                "--unshare-uts",
+                "--unshare-cgroup-try",
+                "--as-pid-1",
+                "--die-with-parent",
+                "--new-session",
+                "--clearenv",
+                "--cap-drop",
+                "ALL",
+                "--hostname",
+                hostname,
+            ]
+            .map(OsString::from),
+        );
+        if let Some((uid, gid)) = inside {
+            let ids = ["--uid".to_owned(), uid.to_string(), "--gid".to_owned(), gid.to_string()];
+            new.args.extend(ids.map(OsString::from));
+        }
+        new
+    }
+
+    /// Runs in this folder of the host, as far as the host is concerned.
+    pub(crate) fn in_folder(&mut self, folder: &Path) {
+        folder.clone_into(&mut self.folder);
+    }
+
     fn flags(&mut self, flags: &[&str]) {
-        self.args.extend(flags.iter().map(OsString::from));
+        self.mounts.extend(flags.iter().map(OsString::from));
     }
 
     fn two(&mut self, flag: &str, from: &OsStr, to: &Path) {
-        self.args.extend([flag.into(), from.to_owned(), to.as_os_str().to_owned()]);
+        self.mounts.extend([flag.into(), from.to_owned(), to.as_os_str().to_owned()]);
+    }
+
+    /// A `/proc` of its own processes, and a `/dev` without devices.
+    pub(crate) fn proc_and_dev(&mut self) {
+        self.flags(&["--proc", "/proc", "--dev", "/dev"]);
+    }
+
+    /// An empty file system in memory with these permission bits that holds at most `size` bytes.
+    pub(crate) fn memory(&mut self, path: &Path, mode: u32, size: u64) {
+        self.flags(&["--perms", &format!("{mode:04o}"), "--size", &size.to_string(), "--tmpfs"]);
+        self.mounts.push(path.as_os_str().to_owned());
+    }
+
+    /// Makes what is mounted at `path` read-only from here on.
+    pub(crate) fn freeze(&mut self, path: &Path) {
+        self.flags(&["--remount-ro"]);
+        self.mounts.push(path.as_os_str().to_owned());
     }
 
     /// Shows the host's `from` at `to`, read-only.
@@ -83,7 +138,7 @@ impl Bubblewrap {
     /// An empty folder with these permission bits.
     pub(crate) fn dir(&mut self, path: &Path, mode: u32) {
         self.flags(&["--perms", &format!("{mode:04o}"), "--dir"]);
-        self.args.push(path.as_os_str().to_owned());
+        self.mounts.push(path.as_os_str().to_owned());
     }
 
     /// A symbolic link at `path`.
@@ -96,8 +151,22 @@ impl Bubblewrap {
     pub(crate) fn file(&mut self, contents: &[u8], path: &Path) -> io::Result<()> {
         let fd = self.pass(in_memory(contents)?);
         self.flags(&["--perms", "0644"]);
+        self.two("--file", OsStr::new(&fd.to_string()), path);
+        Ok(())
+    }
+
+    /// A read-only file with these contents, shown over what is at `path`.
+    pub(crate) fn mask(&mut self, contents: &[u8], path: &Path) -> io::Result<()> {
+        let fd = self.pass(in_memory(contents)?);
+        self.flags(&["--perms", "0444"]);
         self.two("--ro-bind-data", OsStr::new(&fd.to_string()), path);
         Ok(())
+    }
+
+    /// Mounts `mount` at `staged.at` before bubblewrap runs, where only it and what it starts sees
+    /// it: what bubblewrap itself could not reach or make can be shown by that path.
+    pub(crate) fn stage(&mut self, staged: Staged) {
+        self.staged.push(staged);
     }
 
     /// `/bin`, `/lib` and the like below `root`, as this host has them: links into `/usr` on a
@@ -126,21 +195,43 @@ impl Bubblewrap {
         program: &Path,
         args: &[OsString],
     ) -> Result<HelperCommand, ProcessError> {
-        let prepared = seccomp::filters()
-            .map_err(io::Error::other)
-            .and_then(|filters| {
-                filters.iter().map(|filter| in_memory(filter)).collect::<io::Result<Vec<_>>>()
-            })
-            .map_err(|source| ProcessError::Start { name, program: program.to_owned(), source })?;
-        for filter in prepared {
-            let fd = self.pass(filter);
-            self.flags(&["--add-seccomp-fd", &fd.to_string()]);
-        }
         if !program.starts_with("/usr") && !program.starts_with("/nix/store") {
             self.read_only(program, program);
         }
-        self.args.push("--".into());
-        self.args.push(program.into());
+        self.finish(Confined::Helper, name, program, args)
+    }
+
+    /// The same for the agent of a jail, which is in none of the folders shown: it is run from its
+    /// open file. `/proc` must be there.
+    pub(crate) fn agent(
+        mut self,
+        name: &'static str,
+        program: OwnedFd,
+        args: &[OsString],
+    ) -> Result<HelperCommand, ProcessError> {
+        let path = format!("/proc/self/fd/{}", self.pass(program));
+        self.finish(Confined::Jail, name, Path::new(&path), args)
+    }
+
+    fn finish(
+        mut self,
+        confined: Confined,
+        name: &'static str,
+        program: &Path,
+        args: &[OsString],
+    ) -> Result<HelperCommand, ProcessError> {
+        let failed = |source| ProcessError::Start { name, program: program.to_owned(), source };
+        for filter in seccomp::filters(confined).map_err(io::Error::other).map_err(failed)? {
+            let fd = self.pass(in_memory(&filter).map_err(failed)?);
+            self.flags(&["--add-seccomp-fd", &fd.to_string()]);
+        }
+        let mut list = Vec::new();
+        for arg in &self.mounts {
+            list.extend_from_slice(arg.as_bytes());
+            list.push(0);
+        }
+        let list = self.pass(in_memory(&list).map_err(failed)?);
+        self.args.extend(["--args".into(), list.to_string().into(), "--".into(), program.into()]);
         self.args.extend_from_slice(args);
         Ok(HelperCommand {
             name,
@@ -148,6 +239,8 @@ impl Bubblewrap {
             args: self.args,
             identity: self.identity,
             fds: self.fds,
+            staged: self.staged,
+            folder: self.folder,
         })
     }
 }

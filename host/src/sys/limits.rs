@@ -5,8 +5,7 @@
 //! | memory | all of the sandbox together, with what it keeps in tmpfs; no swap | each process by itself, its private writable memory (`RLIMIT_DATA`) |
 //! | processes | all processes and threads of the sandbox together | all of its user, in its user namespace (`RLIMIT_NPROC`); not for root |
 //! | processor time | all of the sandbox together | cannot be had |
-#![allow(dead_code, reason = "the jail is the first to be limited")]
-
+use firn_protocol::{Exceeded, Resource, ResourceLimit};
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +34,16 @@ impl Cpus {
     const LEAST: u32 = 10;
     /// The most processors that Linux can be built for on x86-64 (`NR_CPUS`).
     const MOST: u32 = 8192 * 1000;
+
+    /// This number, if it is a whole one.
+    pub(crate) fn whole(self) -> Option<u32> {
+        self.0.is_multiple_of(1000).then_some(self.0 / 1000)
+    }
+
+    /// This number, for programs.
+    pub(crate) fn number(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
 
     /// The time a group may run in each [`CPU_PERIOD`], in µs.
     pub(crate) fn quota(self) -> u64 {
@@ -135,26 +144,6 @@ impl Mechanisms {
     }
 }
 
-/// A limit for `setrlimit`(2), soft and hard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ResourceLimit {
-    /// On what.
-    pub(crate) resource: Resource,
-    /// In the resource's unit.
-    pub(crate) value: u64,
-}
-
-/// What `setrlimit`(2) limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Resource {
-    /// `RLIMIT_DATA`: the private writable memory of each process, in bytes (since Linux 4.7 also
-    /// what `mmap` gives). Not `RLIMIT_AS`: node and Go reserve far more addresses than they use.
-    Data,
-    /// `RLIMIT_NPROC`: the processes and threads of a user, counted for each user namespace since
-    /// Linux 5.14. Does not bind root.
-    Processes,
-}
-
 /// What a group has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Events {
@@ -164,22 +153,13 @@ pub(crate) struct Events {
     pub(crate) processes_refused: u64,
 }
 
-/// A limit that was run into, and what it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exceeded {
-    /// The kernel killed a process: the limit in bytes.
-    Memory(u64),
-    /// The kernel refused to make a process: how many there may be.
-    Processes(u64),
-}
-
 impl Limits {
-    /// Which of these limits were run into between two readings of a group's counters, that which
-    /// kills first.
-    pub(crate) fn exceeded(&self, before: Events, after: Events) -> Vec<Exceeded> {
-        let memory = self.memory.filter(|_| after.memory_kills > before.memory_kills);
-        let processes = self.processes.filter(|_| after.processes_refused > before.processes_refused);
-        memory.map(Exceeded::Memory).into_iter().chain(processes.map(Exceeded::Processes)).collect()
+    /// Which of these limits were run into, that which kills first.
+    pub(crate) fn exceeded(&self, counted: Events) -> Vec<Exceeded> {
+        let memory = self.memory.filter(|_| counted.memory_kills > 0);
+        let processes = self.processes.filter(|_| counted.processes_refused > 0);
+        let memory = memory.map(|_| Exceeded::Memory);
+        memory.into_iter().chain(processes.map(|_| Exceeded::Processes)).collect()
     }
 }
 
@@ -222,11 +202,10 @@ mod tests {
 
     #[test]
     fn only_a_limit_that_was_asked_for_can_be_run_into() {
-        let before = Events { memory_kills: 1, processes_refused: 0 };
-        let after = Events { memory_kills: 2, processes_refused: 7 };
+        let counted = Events { memory_kills: 2, processes_refused: 7 };
         let limits = Limits { memory: Some(64), processes: Some(8), cpus: None };
-        assert_eq!(limits.exceeded(before, after), [Exceeded::Memory(64), Exceeded::Processes(8)]);
-        assert_eq!(limits.exceeded(after, after), []);
-        assert_eq!(Limits::default().exceeded(before, after), []);
+        assert_eq!(limits.exceeded(counted), [Exceeded::Memory, Exceeded::Processes]);
+        assert_eq!(limits.exceeded(Events::default()), []);
+        assert_eq!(Limits::default().exceeded(counted), []);
     }
 }

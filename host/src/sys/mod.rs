@@ -5,8 +5,10 @@
 
 pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
+pub(crate) mod door;
 pub(crate) mod facts;
 pub(crate) mod identity;
+pub(crate) mod idmap;
 pub(crate) mod kvm;
 pub(crate) mod limits;
 pub(crate) mod lock;

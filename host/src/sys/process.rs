@@ -1,4 +1,4 @@
-//! Helper processes: the VMM and those that serve it.
+//! Helper processes: the VMM and those that serve it, or a jail.
 //!
 //! A helper belongs to the sandbox that started it and never outlives this process: the kernel
 //! kills it when we die (`PR_SET_PDEATHSIG`), and the handle kills it when it is dropped. What it
@@ -10,6 +10,7 @@
 
 use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::Identity;
+use crate::sys::idmap::{self, Staged};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,10 @@ pub(crate) struct HelperCommand {
     pub(crate) identity: Identity,
     /// Descriptors it inherits under the same numbers. All others stay ours.
     pub(crate) fds: Vec<OwnedFd>,
+    /// What is mounted for it alone before it starts.
+    pub(crate) staged: Vec<Staged>,
+    /// Its working directory: where it belongs, not where the caller happens to be.
+    pub(crate) folder: PathBuf,
 }
 
 /// A helper could not be started or did not stay up.
@@ -88,12 +93,15 @@ pub(crate) struct Helper {
 impl HelperCommand {
     /// Starts it in `cgroup`.
     pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
-        let HelperCommand { name, program, args, identity, fds } = self;
+        let HelperCommand { name, program, args, identity, fds, staged, folder } = self;
         let mut command = Command::new(&program);
-        command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(args).env_clear().current_dir(folder);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         let failed = |source| ProcessError::Start { name, program: program.clone(), source };
         let cgroup = cgroup.entry().map_err(failed)?;
+        let staged: Vec<_> =
+            staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>().map_err(failed)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let parent = std::process::id();
         // SAFETY: between fork and exec only system calls are made, on values that were prepared
@@ -103,7 +111,9 @@ impl HelperCommand {
                 // In this order: a cgroup is joined with the rights we give up next, and giving
                 // them up clears the death signal.
                 cgroup.join()?;
+                idmap::attach(&staged)?;
                 raise_file_limit();
+                forbid_core_files();
                 become_identity(identity)?;
                 // Out of the terminal's foreground: Ctrl-C is for us, and we decide who ends.
                 if libc::setsid() < 0 {
@@ -153,6 +163,14 @@ fn raise_file_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const given);
         }
     }
+}
+
+/// A core file would be written where the process happens to be, or handed to a program of the
+/// host's. 1 forbids both: 0 forbids only the file (`core`(5)). Async-signal-safe.
+fn forbid_core_files() {
+    let none = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: a plain system call on a value that outlives it.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
 }
 
 /// Gives up root for another identity. Async-signal-safe.

@@ -1,5 +1,7 @@
 //! The users and groups that exist in a sandbox. The host's own are nobody's business there.
 
+use std::path::Path;
+
 /// A user of every sandbox, with a group of the same name and number.
 struct Account {
     name: &'static str,
@@ -38,12 +40,29 @@ pub(super) fn group() -> String {
     of_users.chain(GROUPS).map(|(name, id)| format!("{name}:x:{id}:\n")).collect()
 }
 
-/// The number of a user as `--user` takes it (`NAME`, `UID`, either with `:GROUP`), when it can be
-/// known on the host. A user that only the guest knows is not known here.
-pub(crate) fn guest_uid(user: &str) -> Option<u32> {
-    let name = user.split_once(':').map_or(user, |(name, _)| name);
-    let known = ACCOUNTS.iter().find(|account| account.name == name).map(|account| account.id);
-    known.or_else(|| name.parse().ok())
+/// The numbers of a user and their group as `--user` takes them (`NAME`, `UID`, either with
+/// `:GROUP`), when they can be known on the host. A user that only the guest knows is not known here.
+pub(crate) fn ids(user: &str) -> Option<(u32, u32)> {
+    let (name, group) = match user.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (user, None),
+    };
+    let named =
+        |wanted: &str| ACCOUNTS.iter().find(|account| account.name == wanted).map(|account| account.id);
+    let uid = named(name).or_else(|| name.parse().ok())?;
+    let gid = match group {
+        Some(group) => named(group)
+            .or_else(|| GROUPS.iter().find(|(name, _)| *name == group).map(|(_, id)| *id))
+            .or_else(|| group.parse().ok())?,
+        None => uid,
+    };
+    Some((uid, gid))
+}
+
+/// The home of a user.
+pub(crate) fn home(uid: u32) -> &'static Path {
+    let known = ACCOUNTS.iter().find(|account| account.id == uid);
+    Path::new(known.map_or("/", |account| account.home))
 }
 
 #[cfg(test)]
@@ -52,10 +71,13 @@ mod tests {
 
     #[test]
     fn users_are_known_by_name_and_number() {
-        assert_eq!(guest_uid("sandbox"), Some(1000));
-        assert_eq!(guest_uid("sandbox:users"), Some(1000));
-        assert_eq!(guest_uid("7:7"), Some(7));
-        assert_eq!(guest_uid("alice"), None);
+        assert_eq!(ids("root"), Some((0, 0)));
+        assert_eq!(ids("sandbox"), Some((1000, 1000)));
+        assert_eq!(ids("sandbox:users"), Some((1000, 100)));
+        assert_eq!(ids("7:8"), Some((7, 8)));
+        assert_eq!(ids("7"), Some((7, 7)));
+        assert_eq!(ids("alice"), None);
+        assert_eq!(ids("sandbox:alices"), None);
     }
 
     #[test]

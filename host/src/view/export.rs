@@ -117,6 +117,7 @@ impl Exporter<'_> {
         let listen = |source| ExportError::Listen { path: socket.clone(), source };
         let listener = UnixListener::bind(&socket).map_err(listen)?;
         self.identity.own(&socket).map_err(listen)?;
+        namespace.in_folder(self.sockets);
         let fd = namespace.pass(listener.into());
         let mut args: Vec<OsString> =
             vec![format!("--fd={fd}").into(), format!("--shared-dir={TREE}").into()];

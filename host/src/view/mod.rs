@@ -2,17 +2,19 @@
 //!
 //! A [`View`] is a value: a read-only tree, built entry by entry, and the folders of the caller
 //! that are shown besides it. It is made once from what was asked for and rendered by whoever
-//! starts the sandbox: for a vm, bubblewrap builds the same tree around an unprivileged
-//! `virtiofsd`, which exports it ([`export`]). What no entry names does not exist for the sandbox:
-//! home folders, `/var`, `/etc/shadow`, sockets, the host's `/proc` and `/sys`.
+//! starts the sandbox: for a jail, bubblewrap builds it and the command runs in it ([`jail`]); for a
+//! vm, bubblewrap builds the same tree around an unprivileged `virtiofsd`, which exports it
+//! ([`export`]). What no entry names does not exist for the sandbox: home folders, `/var`,
+//! `/etc/shadow`, sockets, the host's `/proc` and `/sys`.
 
 mod accounts;
 pub(crate) mod export;
 mod host;
+pub(crate) mod jail;
 mod share;
 
 use crate::sys::bubblewrap::Bubblewrap;
-pub(crate) use accounts::guest_uid;
+pub(crate) use accounts::{home, ids};
 pub(crate) use host::host_tools;
 pub(crate) use share::{Share, ShareError};
 use std::io;
@@ -66,6 +68,14 @@ pub(crate) enum Entry {
 }
 
 impl View {
+    /// Shows a folder of the host at its own path, read-only.
+    pub(crate) fn show(&mut self, folder: &Path) {
+        let shown = |entry: &Entry| matches!(entry, Entry::Bind { path, .. } if folder.starts_with(path));
+        if !self.base.iter().any(shown) {
+            self.base.push(Entry::Bind { from: folder.to_owned(), path: folder.to_owned() });
+        }
+    }
+
     /// Adds the read-only tree to a namespace, below `root`.
     fn build(&self, namespace: &mut Bubblewrap, root: &Path) -> io::Result<()> {
         let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));

@@ -15,6 +15,7 @@ pub(crate) mod vmm;
 use crate::guest::{Connection, GuestError, vsock};
 use crate::sandbox::Spec;
 use crate::sys::identity::Identity;
+use crate::sys::limits::Cpus;
 use crate::sys::process::ProcessError;
 use crate::view::View;
 use crate::view::export::{self, BASE_TAG, Export, ExportError, Exporter};
@@ -129,7 +130,7 @@ impl Bringup<'_> {
         let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
         let exporter = Exporter { bwrap, virtiofsd: self.virtiofsd, identity, cgroup, sockets };
         let mut exports = vec![exporter.base(self.view)?];
-        let user = self.spec.user.as_deref().and_then(crate::view::guest_uid).unwrap_or(0);
+        let (user, _) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
         exports.extend(exporter.shares(self.view, user)?);
 
         let manifest = &self.image.manifest;
@@ -137,7 +138,7 @@ impl Bringup<'_> {
             kernel: self.image.dir.join(&manifest.kernel),
             initrd: self.image.dir.join(&manifest.initrd),
             cmdline: manifest.cmdline.clone(),
-            vcpus: self.spec.vcpus.unwrap_or_else(|| self.backend.usual_vcpus()),
+            vcpus: self.spec.cpus.and_then(Cpus::whole).unwrap_or_else(|| self.backend.usual_vcpus()),
             memory: self.spec.memory.0,
             exports: exports.iter().map(|export| (export.tag.to_owned(), export.tag.to_owned())).collect(),
         };
@@ -216,7 +217,7 @@ async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
 
 /// What is behind `error`: a guest that hangs up is usually one that died, and how is the better
 /// reason.
-pub(crate) async fn reason(error: GuestError, ended: impl Future<Output = VmError>) -> VmError {
+async fn reason(error: GuestError, ended: impl Future<Output = VmError>) -> VmError {
     if error.hung_up()
         && let Ok(failure) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
     {
@@ -240,7 +241,7 @@ fn configuration(spec: &Spec, view: &View, hostname: String) -> Result<Configure
         entropy: Text::from(std::ffi::OsString::from_vec(entropy)),
         root: Some(Root { tag: BASE_TAG.to_owned(), writable_bytes: spec.disk.0 }),
         mounts: export::mounts(view),
-        processes: None,
+        processes: Some(spec.processes),
     })
 }
 

@@ -12,9 +12,11 @@
 //! has `"newline": false`.
 
 use super::stdio::Stream;
+use crate::sandbox::protection::Protection;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use firn_protocol::Exceeded;
 use serde::Serialize;
 use std::time::SystemTime;
 
@@ -68,9 +70,16 @@ pub(super) struct Outcome {
     /// Why it was not started, or why its sandbox failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
-    /// What was asked for and what was given. Absent when nothing was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) isolation: Option<Isolation>,
+    /// Whether output was dropped because of `--max-output`.
+    pub(super) truncated: bool,
+    /// How much it wrote, in bytes, passed on or not.
+    pub(super) output_bytes: u64,
+    /// Limits that it ran into: `memory`, `processes`.
+    pub(super) exceeded: Vec<Exceeded>,
+    /// What was asked for and what was given: `isolation`, `network` and `limits`. Absent when
+    /// nothing was.
+    #[serde(flatten)]
+    pub(super) protection: Option<Protection>,
 }
 
 impl Outcome {
@@ -82,20 +91,12 @@ impl Outcome {
             timed_out: false,
             duration_ms: 0,
             error: Some(error),
-            isolation: None,
+            truncated: false,
+            output_bytes: 0,
+            exceeded: Vec::new(),
+            protection: None,
         }
     }
-}
-
-/// Isolation as it was asked for and as it is in force.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Isolation {
-    pub(super) requested: &'static str,
-    pub(super) effective: &'static str,
-    pub(super) vmm: &'static str,
-    pub(super) accelerator: &'static str,
-    pub(super) degraded: bool,
 }
 
 impl Events {
@@ -180,8 +181,15 @@ fn take_line(kept: &mut Vec<u8>) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::Environment;
+    use crate::sandbox::protection::Isolation;
+    use crate::sandbox::spec::{Degraded, Grade};
+    use crate::sandbox::{Size, Spec};
+    use crate::sys::limits::Mechanisms;
+    use crate::vm::vmm::Accelerator;
     use proptest::prelude::*;
     use serde_json::Value;
+    use std::time::Duration;
 
     /// What a reader of the events gets back.
     fn read_back(lines: &[u8], wanted: &str) -> Vec<u8> {
@@ -202,6 +210,25 @@ mod tests {
         bytes
     }
 
+    fn protection() -> Protection {
+        let spec = Spec {
+            grade: Grade::Vm,
+            degraded: Degraded::Refused,
+            environment: Environment::Host,
+            cpus: None,
+            memory: Size(1 << 30),
+            disk: Size(1 << 29),
+            processes: 64,
+            timeout: Some(Duration::from_secs(1)),
+            output: None,
+            shares: Vec::new(),
+            user: None,
+            vmm: None,
+        };
+        let isolation = Isolation::Vm { vmm: "qemu", accelerator: Accelerator::Kvm };
+        Protection::new(&spec, &isolation, Mechanisms::WITHOUT_GROUPS)
+    }
+
     fn outcome() -> Outcome {
         Outcome {
             exit_code: 0,
@@ -209,13 +236,10 @@ mod tests {
             timed_out: false,
             duration_ms: 12,
             error: None,
-            isolation: Some(Isolation {
-                requested: "vm",
-                effective: "vm",
-                vmm: "qemu",
-                accelerator: "kvm",
-                degraded: false,
-            }),
+            truncated: false,
+            output_bytes: 7,
+            exceeded: vec![Exceeded::Memory],
+            protection: Some(protection()),
         }
     }
 

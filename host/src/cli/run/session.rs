@@ -4,21 +4,25 @@ use super::super::exit::{self, Failed};
 use super::super::image;
 use super::super::output::Output;
 use super::Run;
-use super::events::{self, Events, Outcome};
+use super::events::{Events, Outcome};
 use super::signals::{Received, Signals};
 use super::stdio::{ReaderGone, Sinks, Stream};
 use crate::config::Config;
 use crate::guest::{ExecEvent, Running};
 use crate::sandbox::Spec;
-use crate::sandbox::launch::{Isolation, Progress, Sandbox};
+use crate::sandbox::launch::{self, Ended, Progress, Sandbox};
+use crate::sandbox::protection::{Isolation, Protection};
 use crate::sandbox::store::Store;
 use crate::sys::terminal::{self, RawMode};
+use crate::view::WORKSPACE;
+use crate::vm::Phase;
 use crate::vm::vmm::Accelerator;
-use crate::vm::{self, Phase};
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
-    EndedBy, Exec, ExitStatus, Exited, Input, NotStarted, NotStartedReason, Stdin, TerminalSize, Text,
+    EndedBy, Exceeded, Exec, ExitStatus, Exited, Input, NotStarted, NotStartedReason, Stdin, TerminalSize,
+    Text, Variable,
 };
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
@@ -106,13 +110,18 @@ pub(super) async fn run(
         }
         launched
     };
-    let isolation = sandbox.isolation();
-    if isolation.degraded() {
-        output.note("no usable KVM: the microVM is emulated in software (degraded isolation, slow)");
+    match sandbox.isolation() {
+        Isolation::Vm { accelerator: Accelerator::Software, .. } => {
+            output.note("no usable KVM: the microVM is emulated in software (degraded isolation, slow)");
+        }
+        Isolation::Jail { instead_of_vm: Some(reason), .. } => {
+            output.note(&format!("no vm can be had ({reason}): this is a jail (degraded isolation)"));
+        }
+        Isolation::Vm { .. } | Isolation::Jail { .. } => {}
     }
 
     let sinks = Sinks::open();
-    let ended = execute(run, config, &mut sandbox, &mut signals, &sinks, events).await;
+    let mut ended = execute(run, config, spec, &mut sandbox, &mut signals, &sinks, events).await;
     terminal::restore();
     narrator.done(output, "the command");
 
@@ -121,25 +130,37 @@ pub(super) async fn run(
         // A guest that did not end its command in time is not asked for more.
         Ok(End::Exited(_) | End::NotStarted(_) | End::ReaderGone) if !spec.shares.is_empty() => {
             tokio::select! {
-                synced = sandbox.vm().sync() => synced,
+                synced = sandbox.sync() => synced,
                 signal = signals.end() => return Err(Failed::Signal(signal)),
             }
         }
         _ => Ok(()),
     };
-    if run.verbose {
-        report(&mut sandbox, output);
+    // Before the control group goes, which has counted.
+    match &mut ended {
+        Ok(End::Exited(exited)) => exited.exceeded.extend(sandbox.exceeded()),
+        Err(Failed::Sandbox(_)) => {
+            ended = ended.map_err(|failed| match failed {
+                Failed::Sandbox(ended) => Failed::Sandbox(sandbox.why(ended)),
+                other => other,
+            });
+        }
+        _ => {}
     }
-    let console = sandbox.vm().console();
+    let protection = sandbox.protection(spec);
+    if run.verbose {
+        report(&sandbox, &protection, spec, output);
+    }
+    let console = sandbox.console();
     sandbox.destroy().await;
-    narrator.done(output, "the end of the microVM");
+    narrator.done(output, "the end of the sandbox");
 
     if ended.is_err() && run.verbose && !console.trim().is_empty() {
         output.note(&format!("the guest's console:\n{}", console.trim_end()));
     }
     let concluded = ended.and_then(|end| {
         synced?;
-        Ok(conclude(run, &end, isolation, output))
+        Ok(conclude(run, spec, &end, protection, output))
     });
     if let (Some(events), Ok((_, outcome))) = (events, &concluded) {
         let last = events.finish(outcome);
@@ -177,12 +198,14 @@ fn describe(progress: &Progress) -> String {
         Progress::Vm(Phase::Starting) => "starting the microVM".to_owned(),
         Progress::Vm(Phase::Booting) => "booting".to_owned(),
         Progress::Vm(Phase::Configuring) => "mounting".to_owned(),
+        Progress::Jail => "starting the jail".to_owned(),
     }
 }
 
 async fn execute(
     run: &Run,
     config: &Config,
+    spec: &Spec,
     sandbox: &mut Sandbox,
     signals: &mut Signals,
     sinks: &Sinks,
@@ -191,36 +214,55 @@ async fn execute(
     let stdin_is_terminal = std::io::stdin().is_terminal();
     let _raw =
         if run.tty && stdin_is_terminal { Some(RawMode::enter().map_err(Failed::Terminal)?) } else { None };
-    let size = terminal::size().unwrap_or((24, 80));
-    let exec = Exec {
-        argv: run.command.iter().cloned().map(Text::from).collect(),
-        cwd: Some(Text::from(run.cwd.clone())),
-        env: run.variables(config),
-        user: run.user.clone(),
-        terminal: run.tty.then_some(TerminalSize { rows: size.0, columns: size.1 }),
-        stdin: Stdin::Stream,
-        timeout_ms: run.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
-        max_output_bytes: None,
-        resource_limits: Vec::new(),
-    };
-    let (agent, ended) = sandbox.vm().parts();
-    let mut ended = std::pin::pin!(ended);
+    let exec = request(run, config, spec, sandbox);
+    let (agent, mut ended) = sandbox.parts();
     let running = agent.exec(exec)?;
     let pumped = tokio::select! {
         biased;
-        pumped = pump(running, run, signals, sinks, events) => pumped,
+        pumped = pump(running, spec, signals, sinks, events) => pumped,
         failure = &mut ended => Err(failure.into()),
     };
     match pumped {
-        Err(Failed::Guest(error)) => Err(vm::reason(error, ended).await.into()),
+        Err(Failed::Sandbox(Ended::Guest(error))) => Err(launch::reason(error, ended).await.into()),
         other => other,
+    }
+}
+
+/// What the agent is asked to do.
+fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
+    let (argv, cwd, mut env) = match sandbox.wrapper() {
+        Some(wrapper) => {
+            let variable = |(name, value): &(&str, OsString)| Variable {
+                name: Text::from(name),
+                value: Text::from(value.clone()),
+            };
+            let env = wrapper.variables.iter().map(variable).collect();
+            (vec![Text::from(wrapper.program.clone())], "/".into(), env)
+        }
+        None => {
+            let argv = run.command.iter().cloned().map(Text::from).collect();
+            (argv, run.cwd.clone().unwrap_or_else(|| WORKSPACE.into()), Vec::new())
+        }
+    };
+    env.extend(run.variables(config));
+    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    Exec {
+        argv,
+        cwd: Some(Text::from(cwd)),
+        env,
+        user: run.user.clone(),
+        terminal: run.tty.then_some(TerminalSize { rows, columns }),
+        stdin: Stdin::Stream,
+        timeout_ms: spec.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
+        max_output_bytes: spec.output.map(|size| size.0),
+        resource_limits: sandbox.resource_limits(spec),
     }
 }
 
 /// Passes everything on, both ways, until the command is over.
 async fn pump(
     mut running: Running<'_>,
-    run: &Run,
+    spec: &Spec,
     signals: &mut Signals,
     sinks: &Sinks,
     events: &mut Option<Events>,
@@ -232,7 +274,9 @@ async fn pump(
     let mut waiting: Option<(Stream, Bytes)> = None;
     let mut urgent: u32 = 0;
     let mut reader_gone = false;
-    let mut deadline = run.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
+    // The agent keeps to it, if it is honest.
+    let mut allowance = spec.output.map(|size| size.0);
+    let mut deadline = spec.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
     loop {
         let too_late = async {
             match deadline {
@@ -268,8 +312,8 @@ async fn pump(
                     ExecEvent::StdinRoom => {}
                     ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => {}
                     ExecEvent::Exited(_) if reader_gone => return Ok(End::ReaderGone),
-                    ExecEvent::Stdout(chunk) => arrived = Some((Stream::Stdout, chunk)),
-                    ExecEvent::Stderr(chunk) => arrived = Some((Stream::Stderr, chunk)),
+                    ExecEvent::Stdout(chunk) => arrived = allowed(&mut allowance, Stream::Stdout, chunk),
+                    ExecEvent::Stderr(chunk) => arrived = allowed(&mut allowance, Stream::Stderr, chunk),
                     ExecEvent::Exited(exited) => return Ok(End::Exited(exited)),
                     ExecEvent::NotStarted(reason) => return Ok(End::NotStarted(reason)),
                 }
@@ -301,6 +345,15 @@ async fn pump(
     }
 }
 
+/// What may be passed on of a chunk, if something may.
+fn allowed(allowance: &mut Option<u64>, stream: Stream, mut chunk: Bytes) -> Option<(Stream, Bytes)> {
+    if let Some(left) = allowance {
+        chunk.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+        *left -= chunk.len() as u64;
+    }
+    (!chunk.is_empty()).then_some((stream, chunk))
+}
+
 /// Takes output off `arrived` as it is passed on: itself, or as events, which all go to stdout.
 fn shown(events: &mut Option<Events>, stream: Stream, arrived: &mut Bytes) -> (Stream, Bytes) {
     match events {
@@ -313,34 +366,32 @@ fn shown(events: &mut Option<Events>, stream: Stream, arrived: &mut Bytes) -> (S
 }
 
 /// What the caller is told.
-fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> (u8, Outcome) {
+fn conclude(run: &Run, spec: &Spec, end: &End, protection: Protection, output: &mut Output) -> (u8, Outcome) {
     let mut outcome = Outcome {
         exit_code: -1,
         signal: None,
         timed_out: false,
         duration_ms: 0,
         error: None,
-        isolation: Some(events::Isolation {
-            requested: "vm",
-            effective: "vm",
-            vmm: isolation.vmm,
-            accelerator: match isolation.accelerator {
-                Accelerator::Kvm => "kvm",
-                Accelerator::Software => "software",
-            },
-            degraded: isolation.degraded(),
-        }),
+        truncated: false,
+        output_bytes: 0,
+        exceeded: Vec::new(),
+        protection: Some(protection),
     };
     let code = match end {
         End::Exited(exited) => {
             outcome.duration_ms = exited.duration_us / 1000;
             outcome.timed_out = exited.ended_by == EndedBy::Timeout;
+            outcome.output_bytes = exited.stdout_bytes.saturating_add(exited.stderr_bytes);
+            outcome.truncated = spec.output.is_some_and(|most| outcome.output_bytes > most.0);
+            outcome.exceeded.clone_from(&exited.exceeded);
             match exited.status {
                 ExitStatus::Code(code) => outcome.exit_code = code,
                 ExitStatus::Signal(signal) => outcome.signal = Some(format!("SIG{signal}")),
             }
+            tell_limits(spec, exited, &outcome, output);
             match (exited.ended_by, exited.status) {
-                (EndedBy::Timeout, _) => timed_out(run, output),
+                (EndedBy::Timeout, _) => timed_out(spec, output),
                 (_, ExitStatus::Code(code)) => u8::try_from(code).unwrap_or(u8::MAX),
                 (_, ExitStatus::Signal(signal)) => exit::signalled(signal),
             }
@@ -364,33 +415,46 @@ fn conclude(run: &Run, end: &End, isolation: Isolation, output: &mut Output) -> 
         End::TimedOut => {
             outcome.timed_out = true;
             outcome.duration_ms =
-                run.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-            timed_out(run, output)
+                spec.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+            timed_out(spec, output)
         }
         End::ReaderGone => exit::signalled(libc::SIGPIPE),
     };
     (code, outcome)
 }
 
-fn timed_out(run: &Run, output: &mut Output) -> u8 {
-    let timeout = run.timeout.unwrap_or_default();
+/// Says which limits the command ran into: what they do to it looks like anything else.
+fn tell_limits(spec: &Spec, exited: &Exited, outcome: &Outcome, output: &mut Output) {
+    if outcome.exceeded.contains(&Exceeded::Memory) {
+        let memory = spec.memory;
+        output.note(&match exited.status {
+            ExitStatus::Signal(libc::SIGKILL) => format!("killed: memory limit {memory}"),
+            _ => format!("memory limit {memory}: a process of the command was killed"),
+        });
+    }
+    if outcome.exceeded.contains(&Exceeded::Processes) {
+        output.note(&format!("process limit {}: the command could not start more", spec.processes));
+    }
+    if let Some(most) = spec.output.filter(|_| outcome.truncated) {
+        let written = outcome.output_bytes;
+        output.note(&format!("output limit {most}: the rest of {written} bytes was dropped"));
+    }
+}
+
+fn timed_out(spec: &Spec, output: &mut Output) -> u8 {
+    let timeout = spec.timeout.unwrap_or_default();
     output.note(&format!("killed: timeout {}", humantime::format_duration(timeout)));
     exit::TIMEOUT
 }
 
-/// What the sandbox was and used.
-fn report(sandbox: &mut Sandbox, output: &mut Output) {
-    let isolation = sandbox.isolation();
-    let strength = if isolation.degraded() { "degraded" } else { "full" };
+/// What the sandbox was.
+fn report(sandbox: &Sandbox, protection: &Protection, spec: &Spec, output: &mut Output) {
     let id = sandbox.id();
     let group = match sandbox.cgroup() {
         Some(path) => path.display().to_string(),
         None => "none (no control group can be made here)".to_owned(),
     };
-    output.note(&format!(
-        "sandbox {id}: isolation vm asked for, vm given ({}, {:?}, {strength}); network off; control group {group}",
-        isolation.vmm, isolation.accelerator
-    ));
+    output.note(&format!("sandbox {id}: {}; control group {group}", protection.describe(spec)));
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ impl CloudHypervisor {
         let identity = confinement.identity;
         let mut namespace = Bubblewrap::new(confinement.bwrap, identity);
         namespace.device(Path::new(KVM));
+        namespace.in_folder(confinement.sockets);
         namespace.read_write(confinement.sockets, Path::new(SOCKETS));
 
         // It inherits a socket that listens, so nobody waits for a path to appear: the first

@@ -21,6 +21,8 @@ fn acting(script: &str) -> CloudHypervisor {
         args: vec!["-c".into(), (prelude + script).into()],
         identity: Identity::Caller,
         fds: vec![events_end.into(), console_end.into()],
+        staged: Vec::new(),
+        folder: "/".into(),
     };
     let helper = helper.start(&Cgroup::none()).unwrap();
     let tail = Tail::default();

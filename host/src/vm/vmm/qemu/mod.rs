@@ -74,6 +74,7 @@ impl Qemu {
             Acceleration::Software { .. } => Accelerator::Software,
         };
         let mut namespace = Bubblewrap::new(confinement.bwrap, confinement.identity);
+        namespace.in_folder(confinement.sockets);
         namespace.read_write(confinement.sockets, Path::new(SOCKETS));
         if accelerator == Accelerator::Kvm {
             namespace.device(Path::new(KVM));
@@ -125,6 +126,7 @@ fn inherit(namespace: &mut Bubblewrap, path: &Path) -> Result<String, VmmError> 
 
 async fn start_vsock(program: &Path, confinement: Confinement<'_>) -> Result<Helper, VmmError> {
     let mut namespace = Bubblewrap::new(confinement.bwrap, confinement.identity);
+    namespace.in_folder(confinement.sockets);
     namespace.read_write(confinement.sockets, Path::new(SOCKETS));
     let args: Vec<OsString> = [
         format!("--guest-cid={GUEST_CID}"),

@@ -1,0 +1,206 @@
+//! Jails: the agent under bubblewrap, on the host's own kernel.
+//!
+//! ```text
+//!   firn ──spawn──▶ bwrap ──clone──▶ firn-agent (PID 1 of the jail) ──▶ command
+//!     └───── socket pair, through which connections are handed over ─────┘
+//! ```
+//!
+//! There is no socket that code in the jail could connect to: the agent's end of each connection is
+//! a descriptor it was given, and it passes none on.
+
+use crate::env::{Artifact, Wrapper};
+use crate::guest::{Connection, GuestError};
+use crate::sandbox::Spec;
+use crate::sys::bubblewrap::Bubblewrap;
+use crate::sys::cgroup::Cgroup;
+use crate::sys::door::Door;
+use crate::sys::identity::Identity;
+use crate::sys::process::{Helper, HelperCommand, ProcessError};
+use crate::view::View;
+use crate::view::jail::{JailViewError, Occupant, Stage};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// What a jail's processes are called in messages.
+const NAME: &str = "the jail";
+
+/// How long bubblewrap and the agent may take. Milliseconds, on any host that is not on its knees.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a jail that hung up may take to be seen to have ended.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A jail that cannot be had, or that ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JailError {
+    /// The agent cannot be read.
+    #[error("cannot open {}", path.display())]
+    Agent {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder for a wrapper could not be made.
+    #[error("cannot make {}", path.display())]
+    Home {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What it should see cannot be shown.
+    #[error(transparent)]
+    View(#[from] JailViewError),
+    /// The socket pairs cannot be made.
+    #[error("cannot make a socket pair")]
+    Socket(#[source] io::Error),
+    /// bubblewrap did not start, or ended.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The agent does not behave.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The agent did not answer.
+    #[error("the jail did not come up within {}", humantime::format_duration(PATIENCE))]
+    NotReady,
+}
+
+/// What a jail is made with.
+#[derive(Debug)]
+pub(crate) struct Bringup<'a> {
+    /// `bwrap`.
+    pub(crate) bwrap: &'a Path,
+    /// `firn-agent`.
+    pub(crate) agent: &'a Path,
+    /// What was asked for.
+    pub(crate) spec: &'a Spec,
+    /// Its host name.
+    pub(crate) hostname: &'a str,
+    /// Who it is on the host.
+    pub(crate) identity: Identity,
+    /// The group of its processes.
+    pub(crate) cgroup: &'a Cgroup,
+    /// A folder of the sandbox's.
+    pub(crate) folder: &'a Path,
+}
+
+/// A jail that takes commands. Dropping it kills everything in it.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    agent: Connection,
+    helper: Helper,
+    /// Closing it ends the agent, and with it the jail.
+    _door: Door,
+}
+
+impl Bringup<'_> {
+    /// Starts one that sees `view`.
+    pub(crate) async fn run(self, view: &View) -> Result<Jail, JailError> {
+        let (uid, gid) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
+        let mut namespace = Bubblewrap::empty(self.bwrap, self.identity, self.hostname, Some((uid, gid)));
+        namespace.in_folder(self.folder);
+        let occupant = Occupant {
+            identity: self.identity,
+            home: crate::view::home(uid),
+            disk: self.spec.disk.0,
+            staging: self.folder,
+        };
+        view.enter(&mut namespace, occupant)?;
+        let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
+        let args = ["--door-fd".into(), namespace.pass(agents_end).to_string().into()];
+        let helper = namespace.agent(NAME, self.open_agent()?, &args)?;
+        self.start(door, helper).await
+    }
+
+    /// Starts the agent for a wrapper that makes the jail itself: under the same limits and the same
+    /// identity, but where the wrapper needs it, outside.
+    pub(crate) async fn wrapped(self, artifact: &Artifact) -> Result<(Jail, Wrapper), JailError> {
+        let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
+        let agent = self.open_agent()?;
+        // What the wrapper leaves at home (jail.nix keeps a passwd file there) is gone with the
+        // sandbox.
+        let home = self.folder.join("home");
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&home);
+        made.and_then(|()| self.identity.own(&home))
+            .map_err(|source| JailError::Home { path: home.clone(), source })?;
+        let mut variables = vec![("HOME", home.into_os_string())];
+        let mut all_staged = Vec::new();
+        if let Some(stage) = Stage::new(&self.spec.shares, self.identity, self.folder)? {
+            for (index, share) in self.spec.shares.iter().enumerate() {
+                let (project, staged) = stage.set(index, share)?;
+                all_staged.extend(staged);
+                variables.extend(artifact.project(&project, &share.target));
+            }
+        }
+        let helper = HelperCommand {
+            name: NAME,
+            program: format!("/proc/self/fd/{}", agent.as_raw_fd()).into(),
+            args: vec!["--door-fd".into(), agents_end.as_raw_fd().to_string().into()],
+            identity: self.identity,
+            fds: vec![agent, agents_end],
+            staged: all_staged,
+            folder: self.folder.to_owned(),
+        };
+        Ok((self.start(door, helper).await?, artifact.wrapper(variables)))
+    }
+
+    fn open_agent(&self) -> Result<OwnedFd, JailError> {
+        let failed = |source| JailError::Agent { path: self.agent.to_owned(), source };
+        File::open(self.agent).map(OwnedFd::from).map_err(failed)
+    }
+
+    async fn start(self, door: Door, helper: HelperCommand) -> Result<Jail, JailError> {
+        let stream = connect(&door)?;
+        let mut helper = helper.start(self.cgroup)?;
+        let established = tokio::select! {
+            biased;
+            established = tokio::time::timeout(PATIENCE, Connection::establish(stream)) => {
+                established.map_err(|_elapsed| JailError::NotReady)?
+            }
+            failure = helper.failed() => return Err(failure.into()),
+        };
+        match established {
+            Ok(agent) => Ok(Jail { agent, helper, _door: door }),
+            Err(error) => Err(reason(error, &mut helper).await),
+        }
+    }
+}
+
+/// Hands the agent one more connection. It need not run yet.
+fn connect(door: &Door) -> Result<UnixStream, JailError> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(JailError::Socket)?;
+    ours.set_nonblocking(true).map_err(JailError::Socket)?;
+    door.hand_over(theirs.into()).map_err(JailError::Socket)?;
+    UnixStream::from_std(ours).map_err(JailError::Socket)
+}
+
+/// What is behind an error: a jail that hangs up is one that ended.
+async fn reason(error: GuestError, helper: &mut Helper) -> JailError {
+    if error.hung_up()
+        && let Ok(failure) = tokio::time::timeout(HANGUP_PATIENCE, helper.failed()).await
+    {
+        return failure.into();
+    }
+    error.into()
+}
+
+impl Jail {
+    /// The connection to its agent, and a future that is ready when the jail is no more.
+    pub(crate) fn parts(&mut self) -> (&mut Connection, impl Future<Output = JailError>) {
+        let Jail { agent, helper, .. } = self;
+        (agent, async { helper.failed().await.into() })
+    }
+
+    /// Ends it at once and waits until no process is left.
+    pub(crate) async fn destroy(mut self) {
+        self.helper.kill().await;
+    }
+}

@@ -1,0 +1,206 @@
+//! What protects the host from a sandbox: as it was asked for, and as it is in force.
+
+use super::Spec;
+use super::spec::Grade;
+use crate::sys::limits::{Mechanism, Mechanisms};
+use crate::vm::vmm::Accelerator;
+use serde::Serialize;
+use std::time::Duration;
+
+/// The isolation in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// A jail.
+    Jail {
+        /// Who made it.
+        maker: Maker,
+        /// Why it is not the vm that was asked for.
+        instead_of_vm: Option<String>,
+    },
+    /// A microVM.
+    Vm {
+        /// The VMM.
+        vmm: &'static str,
+        /// What runs the guest's instructions.
+        accelerator: Accelerator,
+    },
+}
+
+/// Who made a jail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Maker {
+    /// firn.
+    Firn,
+    /// The environment's own wrapper: what it shows and keeps away is the environment's decision.
+    Environment,
+}
+
+impl Isolation {
+    /// Which of the two.
+    pub(crate) fn grade(&self) -> Grade {
+        match self {
+            Isolation::Jail { .. } => Grade::Jail,
+            Isolation::Vm { .. } => Grade::Vm,
+        }
+    }
+
+    /// Whether it is less than was asked for. QEMU's developers do not count its translator as a
+    /// security boundary: what holds the guest then is the confinement of QEMU.
+    pub(crate) fn is_degraded(&self) -> bool {
+        match self {
+            Isolation::Jail { instead_of_vm, .. } => instead_of_vm.is_some(),
+            Isolation::Vm { accelerator, .. } => *accelerator == Accelerator::Software,
+        }
+    }
+}
+
+/// Everything that is in force, beside what was asked for.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Protection {
+    isolation: IsolationReport,
+    network: Network,
+    limits: Limits,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IsolationReport {
+    requested: &'static str,
+    effective: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vmm: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accelerator: Option<&'static str>,
+    degraded: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Network {
+    requested: &'static str,
+    effective: &'static str,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Limits {
+    /// Bytes.
+    memory: Bound<u64>,
+    /// Processes and threads.
+    processes: Bound<u64>,
+    /// Bytes.
+    disk: Bound<u64>,
+    /// Processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpus: Option<Bound<f64>>,
+    /// Milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Bound<u64>>,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<Bound<u64>>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Bound<T> {
+    requested: T,
+    /// Absent: nothing enforces it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effective: Option<T>,
+    by: &'static str,
+}
+
+impl<T: Copy> Bound<T> {
+    fn new(asked: T, keeper: &'static str) -> Bound<T> {
+        Bound { requested: asked, effective: (keeper != NOBODY).then_some(asked), by: keeper }
+    }
+}
+
+const NOBODY: &str = "none";
+
+/// The agent keeps it, and firn should the agent not.
+const AGENT: &str = "agent";
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The name of who keeps a limit.
+fn keeper(mechanism: Mechanism) -> &'static str {
+    match mechanism {
+        Mechanism::CgroupV2 => "cgroup v2",
+        Mechanism::CgroupV1 => "cgroup v1",
+        Mechanism::Rlimit => "setrlimit, for each process",
+        Mechanism::None => NOBODY,
+    }
+}
+
+impl Protection {
+    /// What is in force of `spec`.
+    pub(crate) fn new(spec: &Spec, isolation: &Isolation, mechanisms: Mechanisms) -> Protection {
+        let (vmm, accelerator, reason) = match isolation {
+            Isolation::Jail { instead_of_vm, .. } => (None, None, instead_of_vm.clone()),
+            Isolation::Vm { vmm, accelerator: Accelerator::Kvm } => (Some(*vmm), Some("kvm"), None),
+            Isolation::Vm { vmm, accelerator: Accelerator::Software } => {
+                let reason = "no usable KVM: the guest is emulated in software";
+                (Some(*vmm), Some("software"), Some(reason.to_owned()))
+            }
+        };
+        let environment_made = matches!(isolation, Isolation::Jail { maker: Maker::Environment, .. });
+        // In a vm the guest's kernel keeps them: it has no more to give.
+        let guest = isolation.grade() == Grade::Vm;
+        let by = |mechanism| if guest { "guest" } else { keeper(mechanism) };
+        Protection {
+            isolation: IsolationReport {
+                requested: spec.grade.name(),
+                effective: isolation.grade().name(),
+                vmm,
+                accelerator,
+                degraded: isolation.is_degraded(),
+                reason,
+            },
+            network: Network {
+                requested: "off",
+                effective: if environment_made { "as the environment makes it" } else { "off" },
+            },
+            limits: Limits {
+                memory: Bound::new(spec.memory.0, by(mechanisms.memory)),
+                processes: Bound::new(spec.processes, by(mechanisms.processes)),
+                disk: Bound::new(spec.disk.0, if environment_made { NOBODY } else { "tmpfs" }),
+                cpus: spec.cpus.map(|cpus| Bound::new(cpus.number(), by(mechanisms.cpus))),
+                time: spec.timeout.map(|timeout| Bound::new(milliseconds(timeout), AGENT)),
+                output: spec.output.map(|size| Bound::new(size.0, AGENT)),
+            },
+        }
+    }
+
+    /// In words, for people.
+    pub(crate) fn describe(&self, spec: &Spec) -> String {
+        let IsolationReport { requested, effective, vmm, accelerator, degraded, .. } = &self.isolation;
+        let how = match (vmm, accelerator) {
+            (Some(vmm), Some(accelerator)) => format!(" ({vmm}, {accelerator})"),
+            _ => String::new(),
+        };
+        let degraded = if *degraded { ", degraded" } else { "" };
+        let Limits { memory, processes, disk, cpus, .. } = &self.limits;
+        let mut limits = format!(
+            "memory {} ({}), {} processes ({}), disk {} ({})",
+            spec.memory, memory.by, processes.requested, processes.by, spec.disk, disk.by
+        );
+        if let (Some(cpus), Some(asked)) = (cpus, spec.cpus) {
+            limits.push_str(&format!(", {asked} processors ({})", cpus.by));
+        }
+        if let Some(timeout) = spec.timeout {
+            limits.push_str(&format!(", time {}", humantime::format_duration(timeout)));
+        }
+        if let Some(output) = spec.output {
+            limits.push_str(&format!(", output {output}"));
+        }
+        format!(
+            "isolation {requested} asked for, {effective} given{how}{degraded}; network {} asked for, {} given; {limits}",
+            self.network.requested, self.network.effective
+        )
+    }
+}
