@@ -4,7 +4,7 @@
 //! its only thread. Connections call it; it knows nothing of the protocol.
 
 use crate::exec::{Order, Tree};
-use crate::guest::Guest;
+use crate::guest::{Guest, Tally};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -173,6 +173,14 @@ impl Agent {
         match &self.role {
             Role::Plain => None,
             Role::Init(guest) => guest.entrance(),
+        }
+    }
+
+    /// How often limits were hit so far that the agent's own system counts.
+    pub(crate) fn tally(&self) -> Tally {
+        match &self.role {
+            Role::Plain => Tally::default(),
+            Role::Init(guest) => guest.tally(),
         }
     }
 

@@ -84,7 +84,7 @@ pub(crate) async fn serve(agent: &Rc<Agent>, stream: Box<dyn Transport>) -> Resu
 
 impl Connection {
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
-        let mut capabilities = vec!["exec", "pty", "stats", "shutdown"];
+        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits"];
         if matches!(agent.role, Role::Init(_)) {
             capabilities.push("configure");
         }

@@ -151,8 +151,8 @@ pub struct Exec {
     pub resource_limits: Vec<ResourceLimit>,
 }
 
-/// A limit of `setrlimit(2)`, soft and hard alike. One above what the agent itself has changes
-/// nothing: limits are never raised.
+/// A limit of `setrlimit(2)`, soft and hard alike. One above the hard limit of the agent itself is as
+/// that: limits are never raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct ResourceLimit {

@@ -8,6 +8,7 @@ use super::accounts::{self, Accounts, Identity, Unknown};
 use super::report::{Stage, StartFailure};
 use firn_protocol::{Exec, NotStarted, NotStartedReason, Text};
 use nix::errno::Errno;
+use nix::sys::resource::Resource;
 use nix::unistd::geteuid;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString};
@@ -21,6 +22,7 @@ pub(crate) struct Command {
     env: BTreeMap<OsString, OsString>,
     cwd: CString,
     user: Option<String>,
+    limits: Vec<(Resource, u64)>,
 }
 
 /// A command with all that `execve` needs.
@@ -34,6 +36,8 @@ pub(crate) struct Resolved {
     pub(crate) identity: Option<Identity>,
     /// Whether the groups may be left as they are when they cannot be set.
     pub(crate) own_identity: bool,
+    /// What it may use at most, besides what limits the agent.
+    pub(crate) limits: Vec<(Resource, u64)>,
 }
 
 fn invalid(message: String) -> NotStarted {
@@ -86,7 +90,8 @@ impl Command {
                 });
             }
         };
-        Ok(Command { argv, env, cwd, user: exec.user.clone() })
+        let limits = exec.resource_limits.iter().map(|limit| (resource(limit.resource), limit.value));
+        Ok(Command { argv, env, cwd, user: exec.user.clone(), limits: limits.collect() })
     }
 
     /// Completes the command from the sandbox's files.
@@ -131,7 +136,20 @@ impl Command {
             candidates,
             own_identity: identity.as_ref().is_some_and(accounts::is_own),
             identity,
+            limits: self.limits,
         })
+    }
+}
+
+fn resource(resource: firn_protocol::Resource) -> Resource {
+    use firn_protocol::Resource as Asked;
+    match resource {
+        Asked::Data => Resource::RLIMIT_DATA,
+        Asked::Processes => Resource::RLIMIT_NPROC,
+        Asked::FileSize => Resource::RLIMIT_FSIZE,
+        Asked::OpenFiles => Resource::RLIMIT_NOFILE,
+        Asked::Cpu => Resource::RLIMIT_CPU,
+        Asked::Core => Resource::RLIMIT_CORE,
     }
 }
 
@@ -185,6 +203,7 @@ pub(crate) fn not_started(failure: StartFailure) -> NotStarted {
         Stage::Stdio => "cannot set up stdin, stdout and stderr",
         Stage::Identity => "cannot become the user",
         Stage::Directory => "cannot enter the working directory",
+        Stage::Limits => "cannot limit resources",
         Stage::Program => "cannot execute",
         Stage::Interpreter => "the file is there, but its interpreter or loader is not",
     };

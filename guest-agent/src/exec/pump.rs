@@ -17,7 +17,9 @@ use super::supervised::Supervised;
 use crate::agent::Agent;
 use crate::connection::{Connection, ConnectionError};
 use crate::{log, sys};
-use firn_protocol::{EndedBy, Event, Exec, ExitStatus, Exited, Frame, Kind, NotStarted, Reply, RequestId};
+use firn_protocol::{
+    EndedBy, Event, Exceeded, Exec, ExitStatus, Exited, Frame, Kind, NotStarted, Reply, RequestId,
+};
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -81,6 +83,7 @@ pub(crate) async fn run(
     exec: &Exec,
 ) -> Result<Reply, ConnectionError> {
     let since = Instant::now();
+    let before = agent.tally();
     let mut pump = match prepare(agent, connection, id, exec) {
         Ok(pump) => pump,
         Err(not_started) => return Ok(Reply::NotStarted(not_started)),
@@ -101,7 +104,8 @@ pub(crate) async fn run(
     pump.outputs.iter_mut().flatten().for_each(Output::command_over);
     let mut patience = Box::pin(tokio::time::sleep(HANGUP_PATIENCE));
     poll_fn(|cx| pump.poll_draining(cx, patience.as_mut())).await;
-    let exited = pump.exited(&ended);
+    let exceeded = agent.tally().exceeded_since(before);
+    let exited = pump.exited(&ended, exceeded);
     pump.finish(Reply::Exited(Box::new(exited)))
 }
 
@@ -322,7 +326,7 @@ impl Pump<'_> {
         self.kill(EndedBy::Cancel);
     }
 
-    fn exited(&self, ended: &Ended) -> Exited {
+    fn exited(&self, ended: &Ended, exceeded: Vec<Exceeded>) -> Exited {
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         Exited {
             status: if libc::WIFSIGNALED(ended.status) {
@@ -343,7 +347,7 @@ impl Pump<'_> {
             stdout_bytes: self.written[0],
             stderr_bytes: self.written[1],
             truncated: self.truncated,
-            exceeded: Vec::new(),
+            exceeded,
         }
     }
 

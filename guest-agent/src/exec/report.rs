@@ -49,13 +49,14 @@ pub(crate) enum Stage {
     Stdio,
     Identity,
     Directory,
+    Limits,
     Program,
     /// The program is there, what it wants to be run by is not.
     Interpreter,
 }
 
 impl Stage {
-    const ALL: [Stage; 9] = [
+    const ALL: [Stage; 10] = [
         Stage::User,
         Stage::Group,
         Stage::Process,
@@ -63,6 +64,7 @@ impl Stage {
         Stage::Stdio,
         Stage::Identity,
         Stage::Directory,
+        Stage::Limits,
         Stage::Program,
         Stage::Interpreter,
     ];

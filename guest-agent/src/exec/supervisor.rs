@@ -20,14 +20,17 @@ use super::report::{Ended, Order, PACKET, Report, Stage, StartFailure};
 use super::tree::{self, Tree};
 use crate::sys;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
@@ -109,7 +112,9 @@ fn close_all_but(kept: &mut [RawFd]) {
 /// Makes the command's process. On success `execve` is done.
 fn start(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) -> Result<Pid, StartFailure> {
     let mut failure = None;
+    let mut marked = false;
     let mut child = || {
+        marked = mark_for_death(c"self/oom_score_adj");
         failure = Some(become_command(command, stdio, entrance));
         127
     };
@@ -117,9 +122,35 @@ fn start(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) ->
         .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })?;
     // The child has run on this memory: what it wrote is here.
     match failure {
-        None => Ok(pid),
+        None => {
+            // What an ordinary user's process may not do to itself while it is no more dumpable than
+            // the agent, its parent may do to it now that it is a program of its own.
+            if !marked && let Ok(path) = CString::new(format!("{pid}/oom_score_adj")) {
+                mark_for_death(&path);
+            }
+            Ok(pid)
+        }
         Some(failure) => Err(failure),
     }
+}
+
+/// Has the kernel kill this process, and what it starts, before all others when there is no memory left.
+/// Else it might be the agent or a supervisor: what fills the memory need not be in a process, a file in
+/// memory does as well. The highest value that there is (`proc(5)`), because it outweighs any size; among
+/// commands the largest still goes first. Whether it was possible.
+fn mark_for_death(path: &CStr) -> bool {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    nix::fcntl::open(path, flags, Mode::empty()).and_then(|file| nix::unistd::write(file, b"1000")).is_ok()
+}
+
+/// Lowers limits, soft and hard, where they are higher.
+fn limit(limits: &[(Resource, u64)]) -> Result<(), Errno> {
+    for (resource, value) in limits {
+        let (_, hard) = getrlimit(*resource)?;
+        let value = hard.min(*value);
+        setrlimit(*resource, value, value)?;
+    }
+    Ok(())
 }
 
 /// The command's process up to `execve`. It shares the supervisor's memory: no lock, no handler and
@@ -152,6 +183,8 @@ fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd
         // the command at least goes with it at once.
         prctl::set_pdeathsig(Signal::SIGKILL).map_err(at(Stage::Process))?;
         nix::unistd::chdir(command.cwd.as_c_str()).map_err(at(Stage::Directory))?;
+        // After the change of user: who is one process too many as another user could not execute.
+        limit(&command.limits).map_err(at(Stage::Limits))?;
         sys::restore_sigpipe();
         nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(at(Stage::Process))

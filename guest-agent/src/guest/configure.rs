@@ -58,6 +58,11 @@ pub(crate) enum ConfigureError {
         /// What had gone wrong at boot: a missing module is why a file system is unknown.
         after: Vec<String>,
     },
+    #[error("the guest cannot limit processes: it has no control groups for it")]
+    NoControlGroup {
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot make {path:?} the root")]
     SwitchRoot {
         path: PathBuf,
@@ -118,9 +123,12 @@ impl Guest {
         let at_boot = self.troubles.borrow();
         if let Some(root) = &configure.root {
             root::enter(root).map_err(|error| error.after(&at_boot))?;
-            if let Some(entrance) = reserve::make()? {
-                let _ = self.entrance.set(entrance);
-            }
+        }
+        // Only a new root shows control groups where they are looked for.
+        if (configure.root.is_some() || configure.processes.is_some())
+            && let Some(group) = reserve::make(configure.processes)?
+        {
+            let _ = self.group.set(group);
         }
         let shares = mounts::make_all(&configure.mounts).map_err(|error| error.after(&at_boot))?;
         self.shares.borrow_mut().extend(shares);

@@ -10,6 +10,7 @@
 //! not end: whatever fails for good powers the guest off, and the host sees the VMM exit.
 
 mod configure;
+mod counters;
 mod early;
 mod modules;
 mod mounts;
@@ -21,10 +22,12 @@ use crate::MainError;
 use crate::agent::{Agent, Role};
 use crate::listen::{self, Doorkeeper};
 use crate::{agent, log, sys};
+pub(crate) use counters::Tally;
 use modules::Modules;
 use nix::sys::reboot::{RebootMode, reboot};
+use reserve::Group;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -37,8 +40,8 @@ pub(crate) struct Guest {
     configured: Cell<bool>,
     /// Where shares are mounted, in the order they were.
     shares: RefCell<Vec<PathBuf>>,
-    /// Where commands enter their cgroup.
-    entrance: OnceCell<OwnedFd>,
+    /// The control group of all commands.
+    group: OnceCell<Group>,
 }
 
 impl Guest {
@@ -57,7 +60,12 @@ impl Guest {
 
     /// The file to which a command writes to enter its cgroup.
     pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
-        self.entrance.get().map(|entrance| entrance.as_fd())
+        self.group.get().map(Group::entrance)
+    }
+
+    /// How often the limits of all commands together were hit so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.group.get().map(Group::tally).unwrap_or_default()
     }
 
     /// Writes everything back to the shares.
@@ -90,7 +98,7 @@ pub(crate) fn run() -> Result<(), MainError> {
         troubles: RefCell::default(),
         configured: Cell::new(false),
         shares: RefCell::default(),
-        entrance: OnceCell::new(),
+        group: OnceCell::new(),
     };
     guest.note(troubles);
     if let Err(error) = serve(guest) {

@@ -1,13 +1,14 @@
-//! Keeping the guest's last memory and processes for the agent.
+//! The control group of all commands: what they may have, and what is kept for the agent.
 //!
-//! All commands share one cgroup that may have nearly everything. Without it a fork bomb takes the
+//! Unless the host limits it further, it may have nearly everything. Without it a fork bomb takes the
 //! last page, the supervisor that should end it waits for memory with everybody else, and the host
 //! gets no answer any more. It is no means to end commands: see `exec::supervisor`.
 
 use super::configure::ConfigureError;
+use super::counters::{Counters, Tally};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.subtree_control";
@@ -17,12 +18,34 @@ const GROUP: &str = "/sys/fs/cgroup/firn";
 const MIN_RESERVE: u64 = 32 * 1024 * 1024;
 const RESERVED_PART: u64 = 16;
 
-/// Makes the cgroup. Gives the file to which a process writes 0 to enter it.
+/// See the module.
+pub(super) struct Group {
+    entrance: OwnedFd,
+    counters: Counters,
+}
+
+impl Group {
+    /// The file to which a process writes 0 to enter.
+    pub(super) fn entrance(&self) -> BorrowedFd<'_> {
+        self.entrance.as_fd()
+    }
+
+    /// How often its limits were hit so far.
+    pub(super) fn tally(&self) -> Tally {
+        self.counters.read()
+    }
+}
+
+/// Makes the group, for at most this many processes.
 ///
 /// Without the controllers (a kernel may lack them) there is none, and the guest works all the same.
-pub(super) fn make() -> Result<Option<OwnedFd>, ConfigureError> {
-    if fs::write(CONTROLLERS, "+memory +pids").is_err() {
-        return Ok(None);
+/// Only a limit that was asked for is not dropped in silence.
+pub(super) fn make(most: Option<u64>) -> Result<Option<Group>, ConfigureError> {
+    if let Err(source) = fs::write(CONTROLLERS, "+memory +pids") {
+        return match most {
+            None => Ok(None),
+            Some(_) => Err(ConfigureError::NoControlGroup { source }),
+        };
     }
     let group = Path::new(GROUP);
     let failed = |path: &Path| {
@@ -36,7 +59,8 @@ pub(super) fn make() -> Result<Option<OwnedFd>, ConfigureError> {
     let meminfo = fs::read_to_string("meminfo").map_err(failed(Path::new("/proc/meminfo")))?;
     let threads = fs::read_to_string("sys/kernel/threads-max")
         .map_err(failed(Path::new("/proc/sys/kernel/threads-max")))?;
-    for (file, limit) in [("memory.max", memory(&meminfo)), ("pids.max", processes(&threads))] {
+    let processes = lower(processes(&threads), most);
+    for (file, limit) in [("memory.max", memory(&meminfo)), ("pids.max", processes)] {
         if let Some(limit) = limit {
             let path = group.join(file);
             fs::write(&path, limit.to_string()).map_err(failed(&path))?;
@@ -44,7 +68,12 @@ pub(super) fn make() -> Result<Option<OwnedFd>, ConfigureError> {
     }
     let entrance = group.join("cgroup.procs");
     let entrance = File::options().write(true).open(&entrance).map_err(failed(&entrance))?;
-    Ok(Some(entrance.into()))
+    Ok(Some(Group { entrance: entrance.into(), counters: Counters::open(group) }))
+}
+
+/// The lower of two limits that need not be there.
+fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 /// What commands may use of the memory `/proc/meminfo` tells of, in bytes.
@@ -69,5 +98,9 @@ mod tests {
         assert_eq!(memory("MemTotal:   131072 kB\n"), Some((128 - 32) << 20));
         assert_eq!(memory("MemTotal:   1024 kB\n"), None);
         assert_eq!(processes("4096\n"), Some(3072));
+        assert_eq!(lower(processes("4096\n"), Some(100)), Some(100));
+        assert_eq!(lower(processes("4096\n"), Some(u64::MAX)), Some(3072));
+        assert_eq!(lower(processes("?"), Some(100)), Some(100));
+        assert_eq!(lower(Some(1), None), Some(1));
     }
 }
