@@ -5,8 +5,11 @@
 //! make no sense are passed over, and only ordinary files of a sensible size are read.
 
 use nix::unistd::{getegid, geteuid};
+use std::ffi::OsStr;
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 
 /// The most of a file that is read, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -27,6 +30,17 @@ pub(crate) struct Account {
     pub(crate) home: Vec<u8>,
     pub(crate) shell: Vec<u8>,
 }
+
+/// Where an ordinary user's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub(crate) path: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// The numbers of ordinary users, as Debian and systemd assign them.
+const ORDINARY: std::ops::RangeInclusive<u32> = 1000..=60_000;
 
 /// Which half of a `USER[:GROUP]` is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +133,16 @@ impl Accounts {
         Ok(Identity { uid, gid: known.gid, groups })
     }
 
+    /// The homes of ordinary users, as far as they are where homes are: right below `/home`.
+    pub(crate) fn homes(&self) -> impl Iterator<Item = Home> {
+        self.users().filter(|user| ORDINARY.contains(&user.uid)).filter_map(|user| {
+            let name = user.home.strip_prefix(b"/home/")?;
+            let is_name = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
+            let path = PathBuf::from(OsStr::from_bytes(user.home));
+            is_name.then_some(Home { path, uid: user.uid, gid: user.gid })
+        })
+    }
+
     /// What the environment should say of a user.
     pub(crate) fn account(&self, uid: u32) -> Account {
         let root = uid == 0;
@@ -160,10 +184,14 @@ fn read(path: &str) -> Vec<u8> {
     // Not blocking, because the sandbox may have put a FIFO there.
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     if let Ok(file) = opened
-        && file.metadata().is_ok_and(|metadata| metadata.is_file())
-        && file.take(MAX_FILE).read_to_end(&mut text).is_err()
+        && let Ok(metadata) = file.metadata()
+        && metadata.is_file()
     {
-        text.clear();
+        // Room for all of it and the end: two reads rather than one for each doubling.
+        text.reserve(usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or(0) + 1);
+        if file.take(MAX_FILE).read_to_end(&mut text).is_err() {
+            text.clear();
+        }
     }
     text
 }
@@ -190,6 +218,21 @@ mod tests {
         assert_eq!(accounts.identity("ann:wheel"), Ok(Identity { uid: 1000, gid: 10, groups: vec![10] }));
         assert_eq!(accounts.identity("7:8"), Ok(Identity { uid: 7, gid: 8, groups: vec![8] }));
         assert_eq!(accounts.identity("7"), Ok(Identity { uid: 7, gid: 7, groups: vec![7] }));
+    }
+
+    #[test]
+    fn homes_are_those_of_ordinary_users_below_home() {
+        let homes = |line: &str| {
+            let accounts = Accounts { passwd: line.as_bytes().to_vec(), group: Vec::new() };
+            accounts.homes().collect::<Vec<_>>()
+        };
+        let ann = Home { path: "/home/ann".into(), uid: 1000, gid: 100 };
+        assert_eq!(homes("root:x:0:0::/home/root:\nann:x:1000:100::/home/ann:/bin/sh\n"), [ann]);
+        for home in ["", "/", "/home", "/home/", "/home/.", "/home/..", "/home/a/b", "/home/../etc", "/srv/a"]
+        {
+            assert_eq!(homes(&format!("a:x:1000:100::{home}:\n")), [], "{home}");
+        }
+        assert_eq!(homes("nobody:x:65534:65534::/home/nobody:\n"), []);
     }
 
     #[test]

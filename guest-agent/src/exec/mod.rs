@@ -16,6 +16,7 @@ mod supervised;
 mod supervisor;
 mod tree;
 
+pub(crate) use accounts::{Accounts, Home};
 pub(crate) use pump::run;
 pub(crate) use report::Order;
 pub(crate) use tree::Tree;

@@ -1,6 +1,6 @@
 //! Making a booted guest a particular sandbox.
 
-use super::{Guest, mounts, reserve, root};
+use super::{Guest, homes, mounts, reserve, root};
 use crate::sys;
 use firn_protocol::{Configure, FailureCode};
 use nix::errno::Errno;
@@ -123,6 +123,7 @@ impl Guest {
         let at_boot = self.troubles.borrow();
         if let Some(root) = &configure.root {
             root::enter(root).map_err(|error| error.after(&at_boot))?;
+            homes::make_all()?;
         }
         // Only a new root shows control groups where they are looked for.
         if (configure.root.is_some() || configure.processes.is_some())

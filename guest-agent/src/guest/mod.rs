@@ -12,6 +12,7 @@
 mod configure;
 mod counters;
 mod early;
+mod homes;
 mod modules;
 mod mounts;
 mod reserve;
