@@ -88,7 +88,7 @@ impl Fake {
 /// Version 2, where groups can limit this.
 fn groups(controllers: &[Controller]) -> Hierarchies {
     Hierarchies::of(vec![Hierarchy {
-        parent: "/sys/fs/cgroup/firn".into(),
+        parent: "/sys/fs/cgroup".into(),
         version: Version::Two,
         controllers: controllers.to_vec(),
     }])

@@ -175,7 +175,7 @@ impl Sandbox {
                 Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect()))
             }
         };
-        let sockets = place.sockets();
+        let sockets = place.make_sockets()?;
         let vm = vm::Bringup {
             image: &image,
             spec,

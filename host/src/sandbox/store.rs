@@ -4,7 +4,7 @@
 //!   RUNTIME/sandboxes/.lock            held while an entry is made or reaped
 //!   RUNTIME/sandboxes/ID/lock          held by the process that owns the sandbox, while it lives
 //!   RUNTIME/sandboxes/ID/record.json   what was made outside this folder, written before it is
-//!   RUNTIME/sandboxes/ID/sockets/      the sockets of its helpers
+//!   RUNTIME/sandboxes/ID/sockets/      the sockets of its helpers, where it has such
 //! ```
 //!
 //! The owner may be killed at any instant. The kernel then ends its helpers and drops its lock, and
@@ -179,7 +179,7 @@ impl Store {
         let dir = self.dir.join(id.to_string());
         let hierarchies = Hierarchies::find();
         let mechanisms = hierarchies.mechanisms();
-        let cgroup = hierarchies.group(&id.to_string(), limits);
+        let cgroup = hierarchies.group(&format!("firn-{id}"), limits);
         let record = Record { version: RECORD_VERSION, owner: ProcessId::ours(), cgroups: cgroup.paths() };
         let least = Identity::least(id.number());
         let identity = device.map_or(least, |device| least.with_device(device));
@@ -192,9 +192,6 @@ impl Store {
         let place = Place { id, dir, cgroup, mechanisms, identity, _lock: lock };
         place.write(&record)?;
         drop(held);
-        let sockets = place.sockets();
-        fs::DirBuilder::new().mode(0o700).create(&sockets).map_err(failed("make", &sockets))?;
-        identity.own(&sockets).map_err(failed("give away", &sockets))?;
         place.cgroup.create().map_err(|source| StoreError::Cgroup {
             path: place.cgroup.path().unwrap_or(Path::new("")).to_owned(),
             source,
@@ -305,9 +302,12 @@ impl Place {
         &self.dir
     }
 
-    /// The folder of its sockets.
-    pub(crate) fn sockets(&self) -> PathBuf {
-        self.dir.join("sockets")
+    /// Makes the folder of its sockets, for its helpers to make them in.
+    pub(crate) fn make_sockets(&self) -> Result<PathBuf, StoreError> {
+        let sockets = self.dir.join("sockets");
+        fs::DirBuilder::new().mode(0o700).create(&sockets).map_err(failed("make", &sockets))?;
+        self.identity.own(&sockets).map_err(failed("give away", &sockets))?;
+        Ok(sockets)
     }
 
     fn write(&self, record: &Record) -> Result<(), StoreError> {
@@ -361,7 +361,7 @@ mod tests {
         let (_dir, store) = store();
         let place = store.claim(None, &Limits::default()).unwrap();
         let cgroup = place.cgroup().path().map(Path::to_owned);
-        assert!(place.sockets().is_dir());
+        assert!(place.make_sockets().unwrap().is_dir());
         assert!(cgroup.as_ref().is_none_or(|path| path.is_dir()));
         drop(place);
         assert_eq!(entries(&store), 0);
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(reaped.removed, [dead_id]);
         assert!(reaped.failed.is_empty());
         assert!(dead_group.is_none_or(|path| !path.exists()));
-        assert!(alive.sockets().is_dir());
+        assert!(alive.dir.is_dir());
         assert_eq!(entries(&store), 1);
     }
 

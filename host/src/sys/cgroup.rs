@@ -46,18 +46,11 @@ struct Setting {
 }
 
 impl Dir {
-    /// Makes it, and the folder above it when this is the first.
     fn create(&self) -> io::Result<()> {
-        // The last of another process's groups may take the folder above away between our steps,
-        // so once is not enough; that this happens many times in a row is not possible.
-        let mut made = self.try_create();
-        for _ in 0..16 {
-            match &made {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => made = self.try_create(),
-                _ => break,
-            }
+        fs::create_dir(&self.path)?;
+        if let Some(parent) = self.path.parent().filter(|_| !self.enable.is_empty()) {
+            hand_down(parent, &self.enable)?;
         }
-        made?;
         for Setting { file, value, optional } in &self.settings {
             match write(&self.path.join(file), value) {
                 Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {}
@@ -66,22 +59,6 @@ impl Dir {
             }
         }
         Ok(())
-    }
-
-    fn try_create(&self) -> io::Result<()> {
-        // Mostly it is there already.
-        let created = match fs::create_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&self.path),
-            created => created,
-        };
-        if self.enable.is_empty() {
-            return created;
-        }
-        created?;
-        let Some(parent) = self.path.parent() else { return Ok(()) };
-        let Some(base) = parent.parent() else { return Ok(()) };
-        hand_down(base, &self.enable)?;
-        hand_down(parent, &self.enable)
     }
 
     /// Kills what is in it.
@@ -109,13 +86,8 @@ impl Dir {
     /// Removes it if nothing is in it.
     fn remove(&self) -> io::Result<()> {
         match fs::remove_dir(&self.path) {
-            Ok(()) => {
-                // The last one takes the folder above with it; it is not empty for others.
-                let _ = self.path.parent().map(fs::remove_dir);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 

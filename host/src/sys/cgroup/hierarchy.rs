@@ -92,7 +92,7 @@ impl Controller {
 /// A place where groups can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hierarchy {
-    /// The folder that holds one group for each sandbox.
+    /// The group that sandboxes' groups are made in.
     pub(crate) parent: PathBuf,
     /// Its version.
     pub(crate) version: Version,
@@ -114,7 +114,7 @@ impl Hierarchies {
         found.retain(|hierarchy| usable(&hierarchy.parent));
         for hierarchy in &mut found {
             if hierarchy.version == Version::Two {
-                hierarchy.controllers = available(hierarchy.parent.parent().unwrap_or(Path::new("/")));
+                hierarchy.controllers = available(&hierarchy.parent);
             }
         }
         Hierarchies(found)
@@ -139,7 +139,7 @@ impl Hierarchies {
         first.or_else(|| self.0.iter().find(|hierarchy| hierarchy.version == Version::Two))
     }
 
-    /// Whether a sandbox can have a group at all, and the folder of such groups.
+    /// Whether a sandbox can have a group at all, and in which folder.
     pub(crate) fn parent(&self) -> Option<&Path> {
         self.holder().map(|hierarchy| hierarchy.parent.as_path())
     }
@@ -210,7 +210,7 @@ fn candidates(mounts: &str, own: &str, root: bool) -> Vec<Hierarchy> {
         {
             continue;
         }
-        let base = if root {
+        let parent = if root {
             PathBuf::from(point)
         } else {
             let ours = own.lines().find_map(|line| {
@@ -225,26 +225,26 @@ fn candidates(mounts: &str, own: &str, root: bool) -> Vec<Hierarchy> {
             let Some(ours) = ours else { continue };
             Path::new(point).join(ours)
         };
-        found.push(Hierarchy { parent: base.join("firn"), version, controllers });
+        found.push(Hierarchy { parent, version, controllers });
     }
     found.sort_by_key(|hierarchy| hierarchy.version == Version::One);
     found
 }
 
 fn usable(parent: &Path) -> bool {
-    let nearest = if parent.exists() { Some(parent) } else { parent.parent() };
-    nearest.is_some_and(|dir| nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK).is_ok())
+    nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK).is_ok()
 }
 
-/// The controllers that groups below the group at `base` have, or can be given.
-fn available(base: &Path) -> Vec<Controller> {
-    let read = |file: &str| fs::read_to_string(base.join(file)).unwrap_or_default();
-    let writable = |file: &str| nix::unistd::access(&base.join(file), nix::unistd::AccessFlags::W_OK).is_ok();
+/// The controllers that groups in `parent` have, or can be given.
+fn available(parent: &Path) -> Vec<Controller> {
+    let read = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
+    let writable =
+        |file: &str| nix::unistd::access(&parent.join(file), nix::unistd::AccessFlags::W_OK).is_ok();
     let enabled = read("cgroup.subtree_control");
     // "No internal processes" (cgroup-v2.rst): a group hands controllers down only if no process
     // is in it itself. The root, which alone has no `cgroup.type`, is free of that rule.
     let can_enable = writable("cgroup.subtree_control")
-        && (!base.join("cgroup.type").exists() || read("cgroup.procs").is_empty());
+        && (!parent.join("cgroup.type").exists() || read("cgroup.procs").is_empty());
     let offered = if can_enable { read("cgroup.controllers") } else { enabled };
     Controller::among(&offered, ' ')
 }
@@ -287,7 +287,6 @@ mod tests {
                 (Version::One, vec![Controller::Pids]),
             ]
         );
-        assert!(found.iter().all(|hierarchy| hierarchy.parent.ends_with("firn")));
     }
 
     #[test]
@@ -295,17 +294,17 @@ mod tests {
         let own = "3:pids:/a\n2:cpu,cpuacct:/d\n1:name=systemd:/c\n0::/b\n";
         let found = candidates(HYBRID, own, false);
         let parents: Vec<_> = found.iter().map(|hierarchy| hierarchy.parent.to_str().unwrap()).collect();
-        assert_eq!(parents, ["/c/unified/b/firn", "/c/cpu/d/firn", "/c/pids/a/firn"]);
+        assert_eq!(parents, ["/c/unified/b", "/c/cpu/d", "/c/pids/a"]);
     }
 
     #[test]
     fn a_group_is_in_no_more_hierarchies_than_are_needed() {
         let hybrid = Hierarchies(candidates(HYBRID, "", true));
-        assert_eq!(paths(&hybrid.group("x", &Limits::default())), ["/c/pids/firn/x"]);
+        assert_eq!(paths(&hybrid.group("x", &Limits::default())), ["/c/pids/x"]);
         let memory = Limits { memory: Some(1), ..Limits::default() };
-        assert_eq!(paths(&hybrid.group("x", &memory)), ["/c/pids/firn/x", "/c/memory/firn/x"]);
+        assert_eq!(paths(&hybrid.group("x", &memory)), ["/c/pids/x", "/c/memory/x"]);
         let all = hybrid.group("x", &limits());
-        assert_eq!(paths(&all), ["/c/pids/firn/x", "/c/memory/firn/x", "/c/cpu/firn/x"]);
+        assert_eq!(paths(&all), ["/c/pids/x", "/c/memory/x", "/c/cpu/x"]);
         assert_eq!(
             written(&all),
             [
@@ -323,11 +322,11 @@ mod tests {
     #[test]
     fn version_2_is_one_folder() {
         let controllers = vec![Controller::Memory, Controller::Pids, Controller::Cpu];
-        let parent = "/sys/fs/cgroup/firn".into();
+        let parent = "/sys/fs/cgroup".into();
         let pure =
             Hierarchies(vec![Hierarchy { parent, version: Version::Two, controllers: controllers.clone() }]);
         let group = pure.group("x", &limits());
-        assert_eq!(paths(&group), ["/sys/fs/cgroup/firn/x"]);
+        assert_eq!(paths(&group), ["/sys/fs/cgroup/x"]);
         assert_eq!(group.dirs[0].enable, controllers);
         assert_eq!(
             written(&group),
@@ -339,7 +338,7 @@ mod tests {
             ]
         );
         let unlimited = pure.group("x", &Limits::default());
-        assert_eq!(paths(&unlimited), ["/sys/fs/cgroup/firn/x"]);
+        assert_eq!(paths(&unlimited), ["/sys/fs/cgroup/x"]);
         assert!(unlimited.dirs[0].enable.is_empty() && written(&unlimited).is_empty());
     }
 
