@@ -97,9 +97,22 @@ pub(crate) struct Bringup<'a> {
 pub(crate) struct Jail {
     agent: Connection,
     helper: Helper,
+    boundary: Boundary,
     /// Closing it ends the agent, and with it the jail.
     _door: Door,
 }
+
+/// What holds a jail's processes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boundary {
+    /// The agent is PID 1 of their namespace: they end with it.
+    Namespace,
+    /// A wrapper that the agent started.
+    Wrapper,
+}
+
+/// How long the agent may take to end a wrapper.
+const WRAPPER_PATIENCE: Duration = Duration::from_secs(15);
 
 impl Bringup<'_> {
     /// Starts one that sees `view`.
@@ -117,7 +130,7 @@ impl Bringup<'_> {
         let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
         let args = ["--door-fd".into(), namespace.pass(agents_end).to_string().into()];
         let helper = namespace.agent(NAME, self.open_agent()?, &args)?;
-        self.start(door, helper).await
+        self.start(door, helper, Boundary::Namespace).await
     }
 
     /// Starts the agent for a wrapper that makes the jail itself: under the same limits and the same
@@ -149,7 +162,7 @@ impl Bringup<'_> {
             staged: all_staged,
             folder: self.folder.to_owned(),
         };
-        Ok((self.start(door, helper).await?, artifact.wrapper(variables)))
+        Ok((self.start(door, helper, Boundary::Wrapper).await?, artifact.wrapper(variables)))
     }
 
     fn open_agent(&self) -> Result<OwnedFd, JailError> {
@@ -157,7 +170,7 @@ impl Bringup<'_> {
         File::open(self.agent).map(OwnedFd::from).map_err(failed)
     }
 
-    async fn start(self, door: Door, helper: HelperCommand) -> Result<Jail, JailError> {
+    async fn start(self, door: Door, helper: HelperCommand, boundary: Boundary) -> Result<Jail, JailError> {
         let stream = connect(&door)?;
         let mut helper = helper.start(self.cgroup)?;
         let established = tokio::select! {
@@ -168,7 +181,7 @@ impl Bringup<'_> {
             failure = helper.failed() => return Err(failure.into()),
         };
         match established {
-            Ok(agent) => Ok(Jail { agent, helper, _door: door }),
+            Ok(agent) => Ok(Jail { agent, helper, boundary, _door: door }),
             Err(error) => Err(reason(error, &mut helper).await),
         }
     }
@@ -201,6 +214,10 @@ impl Jail {
 
     /// Ends it at once and waits until no process is left.
     pub(crate) async fn destroy(mut self) {
+        if self.boundary == Boundary::Wrapper {
+            // Killed at once, it would leave what it started to the control group, if there is one.
+            let _ = self.agent.shutdown(WRAPPER_PATIENCE).await;
+        }
         self.helper.kill().await;
     }
 }

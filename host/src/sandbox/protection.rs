@@ -163,7 +163,7 @@ impl Protection {
             },
             network: Network {
                 requested: "off",
-                effective: if environment_made { "as the environment makes it" } else { "off" },
+                effective: if environment_made { "the environment's" } else { "off" },
             },
             limits: Limits {
                 memory: Bound::new(spec.memory.0, by(mechanisms.memory)),

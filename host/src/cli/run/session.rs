@@ -6,7 +6,7 @@ use super::super::output::Output;
 use super::Run;
 use super::events::{Events, Outcome};
 use super::signals::{Received, Signals};
-use super::stdio::{ReaderGone, Sinks, Stream};
+use super::stdio::{ReaderGone, Sinks, Stream, stdin_is_null};
 use crate::config::Config;
 use crate::guest::{ExecEvent, Running};
 use crate::sandbox::Spec;
@@ -252,7 +252,8 @@ fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
         env,
         user: run.user.clone(),
         terminal: run.tty.then_some(TerminalSize { rows, columns }),
-        stdin: Stdin::Stream,
+        // A terminal is told of the end of input by a character.
+        stdin: if stdin_is_null() && !run.tty { Stdin::Null } else { Stdin::Stream },
         timeout_ms: spec.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
         max_output_bytes: spec.output.map(|size| size.0),
         resource_limits: sandbox.resource_limits(spec),

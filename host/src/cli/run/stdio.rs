@@ -34,6 +34,16 @@ struct Sink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReaderGone;
 
+/// Whether our stdin is `/dev/null` (character device 1:3, Documentation/admin-guide/devices.txt):
+/// then it need not be read to be known.
+pub(super) fn stdin_is_null() -> bool {
+    use nix::sys::stat::{SFlag, fstat, major, minor};
+    fstat(io::stdin()).is_ok_and(|stdin| {
+        SFlag::from_bits_truncate(stdin.st_mode).contains(SFlag::S_IFCHR)
+            && (major(stdin.st_rdev), minor(stdin.st_rdev)) == (1, 3)
+    })
+}
+
 impl Sinks {
     pub(super) fn open() -> Sinks {
         Sinks { stdout: Sink::open(tokio::io::stdout()), stderr: Sink::open(tokio::io::stderr()) }
