@@ -18,7 +18,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:$(HOME)/.local/bin:/usr/local/bin:$(CA
 
 # Static, so that one agent runs in every guest and jail, whatever libc is there. The target is
 # named because build scripts and macros must stay dynamic.
-AGENT_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+# With musl where the toolchain has it (`rustup target add`): a program that is linked with glibc asks
+# the processor some forty questions before it starts, and in a VM the hypervisor answers each of them.
+MUSL_TARGET = $(subst -gnu,-musl,$(STATIC_TARGET))
+AGENT_TARGET = $(shell if [ -d "$$(rustc --print target-libdir --target $(MUSL_TARGET) 2>/dev/null)" ]; \
+    then echo $(MUSL_TARGET); else echo $(STATIC_TARGET); fi)
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,8 +41,8 @@ build: ## Build firn and firn-agent into target/firn
 # What the suite needs besides: an agent that does what it must not.
 build-tests: build
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(AGENT_TARGET)
-	@install -C -m 755 $(TARGET)/$(AGENT_TARGET)/agent/hostile-agent $(OUT)/
+	    $(CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(STATIC_TARGET)
+	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(OUT)/
 
 # doctor only informs here: the run shows whether a sandbox can be had.
 demo: setup build ## Set up, build, and run a command in a microVM
@@ -63,8 +68,8 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(AGENT_TARGET)
-	@install -C -m 755 $(TARGET)/$(AGENT_TARGET)/agent/guest-floor $(OUT)/
+	    $(CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)
+	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/guest-floor $(OUT)/
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 
 soak: ## Run the long tests
