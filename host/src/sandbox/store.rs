@@ -189,7 +189,7 @@ impl Store {
         let lock_path = dir.join("lock");
         let lock = Lock::wait(&lock_path).map_err(failed("lock", &lock_path))?;
         // From here on dropping the place undoes what was done.
-        let place = Place { id, dir, cgroup, mechanisms, identity, _lock: lock };
+        let place = Place { id, dir, cgroup, mechanisms, identity, lock: Some(lock) };
         place.write(&record)?;
         drop(held);
         place.cgroup.create().map_err(|source| StoreError::Cgroup {
@@ -260,7 +260,7 @@ impl Store {
         // Killed before a record was written: then nothing else was made.
         let cgroup = record.map_or_else(Cgroup::none, |record| Cgroup::at(record.cgroups));
         let mechanisms = Mechanisms::WITHOUT_GROUPS;
-        Place { id, dir, cgroup, mechanisms, identity, _lock: lock }.remove()?;
+        Place { id, dir, cgroup, mechanisms, identity, lock: Some(lock) }.remove()?;
         Ok(true)
     }
 }
@@ -273,7 +273,8 @@ pub(crate) struct Place {
     cgroup: Cgroup,
     mechanisms: Mechanisms,
     identity: Identity,
-    _lock: Lock,
+    /// Released when all that it guards is gone.
+    lock: Option<Lock>,
 }
 
 impl Place {
@@ -322,16 +323,31 @@ impl Place {
         write().map_err(failed("write", &path))
     }
 
-    fn remove(&self) -> Result<(), StoreError> {
+    fn remove(&mut self) -> Result<(), StoreError> {
         self.cgroup.destroy(REAP_PATIENCE).map_err(|source| StoreError::File {
             action: "remove the control group",
             path: self.cgroup.path().unwrap_or(Path::new("")).to_owned(),
             source,
         })?;
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.dir)(error)),
-            _ => Ok(()),
-        }
+        let (sockets, record) = (self.dir.join("sockets"), self.dir.join("record.json"));
+        gone(fs::remove_dir_all(&sockets)).map_err(failed("remove", &sockets))?;
+        gone(fs::remove_file(&record)).map_err(failed("remove", &record))?;
+        // Released before it is removed: to remove an open file takes milliseconds on ext4, where
+        // it is written down as an orphan first. Another firn that takes it now finds no record,
+        // and removes the rest as we do.
+        self.lock = None;
+        gone(fs::remove_file(self.dir.join("lock")))
+            .and_then(|()| gone(fs::remove_dir(&self.dir)))
+            .or_else(|_more| gone(fs::remove_dir_all(&self.dir)))
+            .map_err(failed("remove", &self.dir))
+    }
+}
+
+/// What is not there need not be removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
