@@ -13,15 +13,19 @@
 //!              └ Ok
 //! ```
 
+mod namespaces;
 mod program;
 
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::kvm::{KvmState, Provider};
+use crate::sys::limits::{Mechanism, Mechanisms};
+use namespaces::{Obstacle, Switches, obstacle};
 use program::Found;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The oldest virtiofsd with the options used here. The C program of the same name that came with
@@ -128,7 +132,12 @@ pub(crate) struct Verdict {
     pub(crate) vm_possible: bool,
     /// What it would run on. May be known although something else is missing.
     pub(crate) vmm: Option<Backend>,
+    /// Nothing that a jail needs is missing.
+    pub(crate) jail_possible: bool,
 }
+
+/// What a jail needs, by the names of the checks.
+const JAIL_NEEDS: [&str; 3] = ["bubblewrap", "user-namespaces", "firn-agent"];
 
 /// Everything that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -178,7 +187,7 @@ impl Host<'_> {
             (false, _, true) => Some(Backend::QemuTcg),
             (_, _, false) => None,
         };
-        let checks = vec![
+        let mut checks = vec![
             self.kvm(),
             cloud_hypervisor(&ch, kvm_usable),
             self.qemu(&qemu, vmm),
@@ -187,12 +196,16 @@ impl Host<'_> {
             self.bubblewrap(),
             self.user_namespaces(),
             self.cgroups(),
+            self.limits(),
             self.kernel(),
             self.agent(),
             self.nix(),
         ];
         let vm_possible = vmm.is_some() && checks.iter().all(|check| check.status != Status::Missing);
-        Report { checks, verdict: Verdict { vm_possible, vmm } }
+        let jail = jail(&checks);
+        let jail_possible = jail.status == Status::Ok;
+        checks.push(jail);
+        Report { checks, verdict: Verdict { vm_possible, vmm, jail_possible } }
     }
 
     /// `command`, as somebody who is not root types it.
@@ -315,27 +328,38 @@ impl Host<'_> {
             Caller::Root { helper_id } => Some(helper_id),
             Caller::User(_) => None,
         };
-        let args = ["--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "true"];
+        // As helpers and jails are started.
+        let args = [
+            "--unshare-all",
+            "--unshare-user",
+            "--ro-bind",
+            "/",
+            "/",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "true",
+        ];
         let answer = program::ask(self.path, &bwrap, &args, id);
         if answer.as_ref().is_some_and(|answer| answer.status.success()) {
-            return Check::ok(NAME, "bubblewrap can make them without root", "helper processes are confined");
+            return match bwrap.metadata() {
+                Ok(about) if about.permissions().mode() & 0o4000 != 0 => Check::lacks(
+                    NAME,
+                    Status::Warning,
+                    format!("{} is setuid", bwrap.display()),
+                    "helper processes are confined, but whoever finds a flaw in bubblewrap is root",
+                    Some(self.as_root(&format!("chmod u-s {}", bwrap.display()))),
+                ),
+                _ => {
+                    Check::ok(NAME, "bubblewrap can make them without root", "helper processes are confined")
+                }
+            };
         }
-        let said = answer.as_ref().and_then(|answer| answer.stderr.lines().last()).unwrap_or("bwrap failed");
-        let is = |path: &str, value: &str| self.setting(path).as_deref() == Some(value);
-        let sysctl = |setting: &str, value: &str| {
-            let dots = setting.replace('/', ".");
-            (format!("{dots} forbids them"), Some(self.as_root(&format!("sysctl -w {dots}={value}"))))
-        };
-        let (found, remedy) = if is("proc/sys/kernel/unprivileged_userns_clone", "0") {
-            sysctl("kernel/unprivileged_userns_clone", "1")
-        } else if is("proc/sys/user/max_user_namespaces", "0") {
-            sysctl("user/max_user_namespaces", "15000")
-        } else if is("proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
-            sysctl("kernel/apparmor_restrict_unprivileged_userns", "0")
-        } else {
-            (said.to_owned(), None)
-        };
-        Check::lacks(NAME, Status::Missing, found, WITHOUT, remedy)
+        let stderr = answer.map(|answer| answer.stderr).unwrap_or_default();
+        let obstacle = obstacle(&stderr, Switches::read(self.root));
+        let remedy = obstacle.remedy(&bwrap, &self.as_root(""));
+        Check::lacks(NAME, Status::Missing, obstacle.found(), WITHOUT, remedy)
     }
 
     fn cgroups(&self) -> Check {
@@ -352,6 +376,31 @@ impl Host<'_> {
         };
         let meaning = "sandboxes are held together by their process namespaces alone";
         Check::lacks(NAME, Status::Warning, "none can be made", meaning, remedy)
+    }
+
+    fn limits(&self) -> Check {
+        const NAME: &str = "limits";
+        let Mechanisms { memory, processes, cpus } = self.cgroups.mechanisms();
+        let found = format!("memory: {memory}, processes: {processes}, processors: {cpus}");
+        let grouped = |mechanism| matches!(mechanism, Mechanism::CgroupV1 | Mechanism::CgroupV2);
+        if [memory, processes, cpus].into_iter().all(grouped) {
+            return Check::ok(NAME, found, "all processes of a sandbox together are held to its limits");
+        }
+        let mut meaning = Vec::new();
+        if memory == Mechanism::Rlimit {
+            meaning.push("memory is limited for each process of a sandbox by itself");
+        }
+        if processes == Mechanism::Rlimit {
+            meaning.push("processes are limited for each user of a sandbox, root excepted");
+        }
+        if cpus == Mechanism::None {
+            meaning.push("processor time cannot be limited");
+        }
+        let remedy = match self.caller {
+            Caller::User(_) => Some("sudo firn …  # root can make control groups".to_owned()),
+            Caller::Root { .. } => None,
+        };
+        Check::lacks(NAME, Status::Warning, found, meaning.join("; "), remedy)
     }
 
     fn kernel(&self) -> Check {
@@ -404,6 +453,36 @@ impl Host<'_> {
             ),
         }
     }
+}
+
+/// Whether a jail can be started, from the checks of what it needs.
+fn jail(checks: &[Check]) -> Check {
+    let missing: Vec<&str> = checks
+        .iter()
+        .filter(|check| JAIL_NEEDS.contains(&check.name) && check.status == Status::Missing)
+        .map(|check| check.name)
+        .collect();
+    if missing.is_empty() {
+        return Check::ok("jail", "can be started", "runs commands in milliseconds, on this host's kernel");
+    }
+    let found = format!("cannot be started, see {}", missing.join(", "));
+    Check::lacks("jail", Status::Missing, found, "no command can be run in a jail", None)
+}
+
+/// Why a bubblewrap that said this when it failed could not make a sandbox, and what mends it, if it
+/// is one of the known reasons.
+#[allow(dead_code, reason = "for jails that do not start")]
+pub(crate) fn advice(stderr: &str, bwrap: &Path) -> Option<String> {
+    let obstacle = match obstacle(stderr, Switches::read(Path::new("/"))) {
+        Obstacle::Other(_) => return None,
+        known => known,
+    };
+    let sudo = if nix::unistd::Uid::effective().is_root() { "" } else { "sudo " };
+    let found = obstacle.found();
+    Some(match obstacle.remedy(bwrap, sudo) {
+        Some(remedy) => format!("{found}\nto mend it: {remedy}"),
+        None => found,
+    })
 }
 
 fn cloud_hypervisor(ch: &Found, kvm_usable: bool) -> Check {

@@ -106,6 +106,9 @@ pub(crate) fn write(args: &DoctorArgs, report: &Report, marks: Marks, out: &mut 
         }
     }
     writeln!(out)?;
+    if report.verdict.jail_possible {
+        writeln!(out, "Jails can be started here.")?;
+    }
     let on = match report.verdict.vmm {
         Some(Backend::CloudHypervisor) => "on cloud-hypervisor, with KVM",
         Some(Backend::QemuKvm) => "on QEMU, with KVM",
@@ -118,7 +121,8 @@ pub(crate) fn write(args: &DoctorArgs, report: &Report, marks: Marks, out: &mut 
     let missing: Vec<&str> = report
         .checks
         .iter()
-        .filter(|check| check.status == Status::Missing)
+        // That there is no jail is a verdict too.
+        .filter(|check| check.status == Status::Missing && check.name != "jail")
         .map(|check| check.name)
         .collect();
     writeln!(out, "No VM can be started here. Missing: {}.", missing.join(", "))
@@ -148,7 +152,11 @@ mod tests {
                 check("longer-name", Status::Warning, None),
                 check("qemu", worst, Some("apt-get install it")),
             ],
-            verdict: Verdict { vm_possible: worst != Status::Missing, vmm: Some(Backend::QemuTcg) },
+            verdict: Verdict {
+                vm_possible: worst != Status::Missing,
+                vmm: Some(Backend::QemuTcg),
+                jail_possible: true,
+            },
         }
     }
 
@@ -169,10 +177,11 @@ mod tests {
                               does things
                               to mend it: apt-get install it
 
+        Jails can be started here.
         VMs can be started here, on QEMU, in software.
         ");
         let without = written(false, &report(Status::Missing), Marks::Words);
-        assert!(without.ends_with("\n\nNo VM can be started here. Missing: qemu.\n"), "{without}");
+        assert!(without.ends_with("\nNo VM can be started here. Missing: qemu.\n"), "{without}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 use super::*;
 use crate::sys::cgroup::{Controller, Hierarchies, Hierarchy, Version};
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 const QEMU_SAYS: &str = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)";
@@ -107,7 +106,11 @@ const USABLE: KvmState = KvmState::Usable { loop_time: Duration::from_micros(20)
 #[test]
 fn a_host_without_kvm_starts_vms_in_software() {
     let report = Fake::new().inspect();
-    assert_eq!(report.verdict, Verdict { vm_possible: true, vmm: Some(Backend::QemuTcg) }, "{report:#?}");
+    assert_eq!(
+        report.verdict,
+        Verdict { vm_possible: true, vmm: Some(Backend::QemuTcg), jail_possible: true },
+        "{report:#?}"
+    );
     let warnings: Vec<_> =
         report.checks.iter().filter(|check| check.status != Status::Ok).map(|check| check.name).collect();
     assert_eq!(warnings, ["kvm", "nix"]);
@@ -126,7 +129,7 @@ fn cloud_hypervisor_is_used_exactly_where_kvm_works() {
     assert!(host.inspect().verdict.vm_possible, "QEMU and its helper are not needed then");
     host.kvm = KvmState::TooSlow { loop_time: Duration::from_millis(57), provider: Provider::Pvm };
     let report = host.inspect();
-    assert_eq!(report.verdict, Verdict { vm_possible: false, vmm: None });
+    assert_eq!(report.verdict, Verdict { vm_possible: false, vmm: None, jail_possible: true });
     assert!(check(&report, "kvm").found.contains("kvm_pvm"));
     assert_eq!(
         check(&report, "qemu").remedy.as_deref(),
@@ -139,7 +142,10 @@ fn qemu_uses_kvm_that_works_when_it_is_alone() {
     let mut host = Fake::new();
     host.kvm = USABLE;
     let report = host.inspect();
-    assert_eq!(report.verdict, Verdict { vm_possible: true, vmm: Some(Backend::QemuKvm) });
+    assert_eq!(
+        report.verdict,
+        Verdict { vm_possible: true, vmm: Some(Backend::QemuKvm), jail_possible: true }
+    );
     assert_eq!(status(&report, "cloud-hypervisor"), Status::Warning);
 }
 
@@ -197,29 +203,85 @@ fn whoever_may_not_open_kvm_is_told_how_to() {
 
 #[test]
 fn whatever_forbids_user_namespaces_is_named_with_its_remedy() {
-    const BWRAP: &str = r#"[ "$1" = --version ] && echo 'bubblewrap 0.8.0' && exit
-        echo 'bwrap: No permissions to create new namespace' >&2; exit 1"#;
-    for (file, value, remedy) in [
-        ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
-        ("user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=15000"),
-        (
-            "kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
-    ] {
+    let host_where = |said: &str| {
         let host = Fake::new();
-        host.script("bin/bwrap", BWRAP);
+        host.script(
+            "bin/bwrap",
+            &format!("[ \"$1\" = --version ] && echo 'bubblewrap 0.8.0' && exit\necho '{said}' >&2; exit 1"),
+        );
+        host
+    };
+    let denied = "bwrap: No permissions to create new namespace";
+    let full = "bwrap: Creating new namespace failed: nesting depth or /proc/sys/user/max_*_namespaces exceeded (ENOSPC)";
+    let no_map = "bwrap: setting up uid map: Permission denied";
+    for (file, value, said, remedy) in [
+        (
+            "kernel/unprivileged_userns_clone",
+            "0",
+            denied,
+            "sudo sysctl -w kernel.unprivileged_userns_clone=1",
+        ),
+        ("user/max_user_namespaces", "0", full, "sudo sysctl -w user.max_user_namespaces=15000"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", no_map, "| sudo tee /etc/apparmor.d/bwrap"),
+    ] {
+        let host = host_where(said);
         host.write(&format!("proc/sys/{file}"), &format!("{value}\n"));
         let report = host.inspect();
         let found = check(&report, "user-namespaces");
-        assert_eq!((found.status, found.remedy.as_deref()), (Status::Missing, Some(remedy)));
+        assert_eq!(found.status, Status::Missing);
+        assert!(found.remedy.as_ref().is_some_and(|it| it.contains(remedy)), "{found:?}");
         assert_eq!(status(&report, "bubblewrap"), Status::Ok);
+        assert_eq!(check(&report, "jail").found, "cannot be started, see user-namespaces");
+        assert!(!report.verdict.jail_possible && !report.verdict.vm_possible);
     }
+    let report = host_where("bwrap: something new").inspect();
+    assert_eq!(check(&report, "user-namespaces").found, "bwrap: something new");
+}
+
+#[test]
+fn a_setuid_bubblewrap_works_and_is_warned_of() {
     let host = Fake::new();
-    host.script("bin/bwrap", BWRAP);
+    let bwrap = host.root.path().join("bin/bwrap");
+    fs::set_permissions(&bwrap, fs::Permissions::from_mode(0o4755)).unwrap();
     let report = host.inspect();
-    assert_eq!(check(&report, "user-namespaces").found, "bwrap: No permissions to create new namespace");
+    let found = check(&report, "user-namespaces");
+    assert_eq!(found.status, Status::Warning);
+    assert_eq!(found.remedy, Some(format!("sudo chmod u-s {}", bwrap.display())));
+    assert!(report.verdict.jail_possible);
+}
+
+#[test]
+fn a_jail_needs_less_than_a_vm() {
+    let host = Fake::new();
+    host.remove("bin/virtiofsd");
+    let report = host.inspect();
+    assert!(report.verdict.jail_possible && !report.verdict.vm_possible);
+    assert_eq!(status(&report, "jail"), Status::Ok);
+    host.remove("bin/bwrap");
+    let report = host.inspect();
+    assert_eq!(check(&report, "jail").found, "cannot be started, see bubblewrap, user-namespaces");
+}
+
+#[test]
+fn what_enforces_each_limit_is_said() {
+    let mut host = Fake::new();
+    let report = host.inspect();
+    assert_eq!(status(&report, "limits"), Status::Ok);
+    assert_eq!(
+        check(&report, "limits").found,
+        "memory: cgroup v2, processes: cgroup v2, processors: cgroup v2"
+    );
+    host.cgroups = groups(&[Controller::Memory, Controller::Pids]);
+    let report = host.inspect();
+    assert_eq!(status(&report, "limits"), Status::Warning);
+    assert_eq!(check(&report, "limits").meaning, "processor time cannot be limited");
+    host.cgroups = Hierarchies::default();
+    let report = host.inspect();
+    assert_eq!(
+        check(&report, "limits").found,
+        "memory: setrlimit, processes: setrlimit, processors: nothing"
+    );
+    assert!(report.verdict.jail_possible);
 }
 
 #[test]
@@ -268,6 +330,6 @@ fn this_machine_can_be_inspected() {
         caller: Caller::User("ada"),
     };
     let report = host.inspect();
-    assert_eq!(report.checks.len(), 11);
+    assert_eq!(report.checks.len(), 13);
     assert!(!report.verdict.vm_possible);
 }
