@@ -16,14 +16,15 @@ FUZZ_SECONDS ?= 60
 # Where setup.sh puts programs, after everything the user has.
 export PATH := $(PATH):$(HOME)/.cargo/bin:$(HOME)/.local/bin:/usr/local/bin:$(CACHE)/tools/bin
 
-# Static, so that one agent runs in every guest and jail, whatever libc is there. The target is
-# named because build scripts and macros must stay dynamic.
-STATIC_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
-# With musl where the toolchain has it (`rustup target add`): a program that is linked with glibc asks
-# the processor some forty questions before it starts, and in a VM the hypervisor answers each of them.
-MUSL_TARGET = $(subst -gnu,-musl,$(STATIC_TARGET))
-AGENT_TARGET = $(shell if [ -d "$$(rustc --print target-libdir --target $(MUSL_TARGET) 2>/dev/null)" ]; \
-    then echo $(MUSL_TARGET); else echo $(STATIC_TARGET); fi)
+# Both programs are static: one agent runs in every guest and jail, whatever libc is there, and firn
+# on every host. With musl where setup.sh could get it: a program that is linked with glibc asks the
+# processor some forty questions before it starts, and in a VM the hypervisor answers each of them. The
+# target is named because build scripts and macros must stay dynamic.
+HOST_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+MUSL_TARGET = $(subst -gnu,-musl,$(HOST_TARGET))
+STATIC_TARGET = $(shell if [ -d "$$(rustc --print target-libdir --target $(MUSL_TARGET) 2>/dev/null)" ] \
+    && command -v musl-gcc >/dev/null; then echo $(MUSL_TARGET); else echo $(HOST_TARGET); fi)
+STATIC_CARGO = CC_$(subst -,_,$(MUSL_TARGET))=musl-gcc RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO)
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,16 +33,14 @@ setup: ## Install what is missing from Debian and crates.io
 	@./setup.sh run
 
 build: ## Build firn and firn-agent into target/firn
-	$(CARGO) build --release --locked -p firn
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --profile agent --locked -p firn-agent --target $(AGENT_TARGET)
+	$(STATIC_CARGO) build --release --locked -p firn --target $(STATIC_TARGET)
+	$(STATIC_CARGO) build --profile agent --locked -p firn-agent --target $(STATIC_TARGET)
 	@mkdir -p $(OUT)
-	@install -C -m 755 $(TARGET)/release/firn $(TARGET)/$(AGENT_TARGET)/agent/firn-agent $(OUT)/
+	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/release/firn $(TARGET)/$(STATIC_TARGET)/agent/firn-agent $(OUT)/
 
 # What the suite needs besides: an agent that does what it must not.
 build-tests: build
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(STATIC_TARGET)
+	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(STATIC_TARGET)
 	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(OUT)/
 
 # doctor only informs here: the run shows whether a sandbox can be had.
@@ -67,9 +66,9 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 	typos
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
-	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-	    $(CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)
+	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)
 	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/guest-floor $(OUT)/
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench jail -- $(BENCH_JAIL)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 
 soak: ## Run the long tests

@@ -3,7 +3,8 @@
 #
 #   setup.sh [run] [test] [lint] [fuzz]      (default: run)
 #
-#   run    what a microVM needs: QEMU, bubblewrap, virtiofsd, vhost-device-vsock, python3
+#   run    what sandboxes need: bubblewrap, QEMU, virtiofsd, vhost-device-vsock, python3; and to build
+#          firn: musl, where rustup has it
 #   test   cargo-nextest
 #   lint   cargo-deny, cargo-machete, typos
 #   fuzz   cargo-fuzz
@@ -112,6 +113,14 @@ program() {
     say "installed $prefix/bin/$1"
 }
 
+# musl: Rust's library for it. Without, firn is linked with glibc: larger and slower to start.
+musl() {
+    target=$(rustc -vV | sed -n 's/^host: //p' | sed 's/-gnu$/-musl/')
+    [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ] && return
+    command -v rustup >/dev/null 2>&1 && rustup target add "$target" && return
+    say "Rust's library for $target cannot be had: firn will be linked with glibc"
+}
+
 # ---------------------------------------------------------------------------------------------
 
 [ $# -gt 0 ] || set -- run
@@ -121,7 +130,7 @@ wanted=
 for part; do
     case $part in
     run)
-        wanted="$wanted qemu-system-x86 bubblewrap python3 ca-certificates"
+        wanted="$wanted qemu-system-x86 bubblewrap python3 ca-certificates musl-tools"
         good_enough virtiofsd 1.10 || wanted="$wanted gcc libc6-dev pkg-config libcap-ng-dev libseccomp-dev"
         ;;
     fuzz) wanted="$wanted g++" ;;
@@ -136,6 +145,7 @@ for part; do
     run)
         program virtiofsd 1.10 1.14.0
         program vhost-device-vsock 0.3 0.3.0
+        musl
         ;;
     test) crate cargo-nextest cargo-nextest 0.9.100 0.9.114 ;;
     lint)

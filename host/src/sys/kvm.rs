@@ -144,7 +144,7 @@ pub(crate) fn measure_kvm() -> KvmState {
         // More than once: a signal that arrives just before the vCPU is entered does not stop it.
         stop.store(true, Ordering::Release);
         // SAFETY: the handle has not been joined, so the thread's id is valid, running or not.
-        unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        unsafe { libc::pthread_kill(thread.as_pthread_t() as libc::pthread_t, kick_signal()) };
         answer = told.recv_timeout(Duration::from_millis(10));
     }
     match answer {
@@ -354,7 +354,7 @@ mod tests {
         while !thread.is_finished() {
             assert!(begin.elapsed() < KICKING, "the vCPU does not react to signals");
             // SAFETY: the handle has not been joined.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+            unsafe { libc::pthread_kill(thread.as_pthread_t() as libc::pthread_t, kick_signal()) };
             std::thread::sleep(Duration::from_millis(5));
         }
         let Err(ProbeError::Step { source, .. }) = thread.join().unwrap() else { panic!("it halted") };

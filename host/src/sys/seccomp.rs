@@ -105,8 +105,9 @@ const OPENS: &[(libc::c_long, u8, u8)] = &[(libc::SYS_open, 1, 2), (libc::SYS_op
 /// What makes a file: `__O_TMPFILE` is `O_TMPFILE` without the `O_DIRECTORY` that goes with it.
 const MAKES_FILE: &[libc::c_int] = &[libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
 
-/// Ways to type on a terminal in somebody else's place (`ioctl_tty`(2)).
-const TYPING: &[u64] = &[libc::TIOCSTI, libc::TIOCLINUX];
+/// `TIOCSTI` and `TIOCLINUX` (asm-generic/ioctls.h), ways to type on a terminal in somebody else's
+/// place. In the `libc` crate their type depends on the C library.
+const TYPING: &[u64] = &[0x5412, 0x541c];
 
 /// Whom a filter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +268,7 @@ mod tests {
             assert_eq!(with(libc::SYS_openat, [0, 0, create, 0o4755]), libc::EPERM);
             // Without O_CREAT the bits are whatever was in the register.
             assert_eq!(with(libc::SYS_openat, [0, 0, 0, 0o4755]), libc::EFAULT);
-            assert_eq!(with(libc::SYS_ioctl, [u64::MAX, libc::TIOCSTI | above, 0, 0]), libc::EPERM);
+            assert_eq!(with(libc::SYS_ioctl, [u64::MAX, TYPING[0] | above, 0, 0]), libc::EPERM);
             let vsock = u64::try_from(libc::AF_VSOCK).unwrap();
             assert_eq!(with(libc::SYS_socket, [vsock, 1, 0, 0]), libc::EPERM);
             // A kernel without the x32 ABI would say ENOSYS.
