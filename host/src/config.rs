@@ -183,15 +183,16 @@ impl Config {
     /// Where `program` is.
     pub(crate) fn program(&self, program: Program) -> Result<PathBuf, ConfigError> {
         if let Some((_, path)) = self.programs.iter().find(|(named, _)| *named == program) {
-            return std::fs::canonicalize(path)
-                .map_err(|_absent| ConfigError::NotThere { program, path: path.clone() });
+            return std::path::absolute(path)
+                .ok()
+                .filter(|path| path.exists())
+                .ok_or_else(|| ConfigError::NotThere { program, path: path.clone() });
         }
         let own = (program == Program::Agent).then(beside_us).flatten();
         own.iter()
             .chain(&self.search)
             .map(|dir| dir.join(program.file_name()))
             .find(|path| executable(path))
-            .map(|path| std::fs::canonicalize(&path).unwrap_or(path))
             .ok_or(ConfigError::Missing(program))
     }
 }

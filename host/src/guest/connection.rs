@@ -25,6 +25,10 @@ const OUTBOX: usize = 1 << 20;
 /// what a reader makes of it (of `[0,0,0…` sixteen times as much) is no burden.
 const LONGEST_MESSAGE: usize = 256 * 1024;
 
+/// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
+/// would be a mapping of its own, which costs a short run more than reading does.
+const READ_AHEAD: usize = 64 * 1024;
+
 /// A conversation with an agent that went wrong. The connection is of no use afterwards, except
 /// after [`GuestError::Refused`].
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +132,7 @@ impl Connection {
     /// Shakes hands with the agent at the other end, whoever dialled.
     pub(crate) async fn establish(stream: UnixStream) -> Result<Connection, GuestError> {
         let (read, write) = stream.into_split();
-        let read = FramedRead::with_capacity(read, Codec, 128 * 1024);
+        let read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
         let mut connection =
             Connection { read, write, outbox: BytesMut::new(), listener: Listener::There, last_id: 0 };
         let during = "the handshake";

@@ -195,10 +195,16 @@ impl Bubblewrap {
         program: &Path,
         args: &[OsString],
     ) -> Result<HelperCommand, ProcessError> {
+        // Without links: what they lead to need not exist in there.
+        let program = program.canonicalize().map_err(|source| ProcessError::Start {
+            name,
+            program: program.to_owned(),
+            source,
+        })?;
         if !program.starts_with("/usr") && !program.starts_with("/nix/store") {
-            self.read_only(program, program);
+            self.read_only(&program, &program);
         }
-        self.finish(Confined::Helper, name, program, args)
+        self.finish(Confined::Helper, name, &program, args)
     }
 
     /// The same for the agent of a jail, which is in none of the folders shown: it is run from its

@@ -15,6 +15,7 @@ use firn_tests::Host;
 use floor::Floor;
 use report::{Line, Target};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -47,11 +48,14 @@ fn main() -> ExitCode {
         }
     }
     let host = Host::new();
+    // As `/run` is: a file system in memory.
+    let runtime = tempfile::Builder::new().prefix("firn-").tempdir_in("/dev/shm").expect("makes a folder");
+    let firn = |command: &[&str]| firn(&host, runtime.path(), command);
     let floor = Floor::of(&host);
     let mut lines: Vec<Line> = COMMANDS
         .iter()
         .map(|(name, command, most)| {
-            let pair = |_| (time(|| vec![firn(&host, command)]), time(|| vec![floor.start(command)]));
+            let pair = |_| (time(|| vec![firn(command)]), time(|| vec![floor.start(command)]));
             pair(0);
             let pairs: Vec<(f64, f64)> = (0..runs).map(pair).collect();
             Line::pairs(name, "ms", &pairs, Target::AtMost(*most))
@@ -60,7 +64,7 @@ fn main() -> ExitCode {
     let (_, nothing, most) = COMMANDS[0];
     let together = |start: &dyn Fn() -> Child| time(|| (0..AT_ONCE).map(|_| start()).collect());
     let pairs: Vec<(f64, f64)> = (0..runs.div_ceil(5))
-        .map(|_| (together(&|| firn(&host, nothing)), together(&|| floor.start(nothing))))
+        .map(|_| (together(&|| firn(nothing)), together(&|| floor.start(nothing))))
         .collect();
     lines.push(Line::pairs("8 of `true` at once", "ms", &pairs, Target::AtMost(most)));
     if json {
@@ -76,10 +80,10 @@ fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn firn(host: &Host, command: &[&str]) -> Child {
+fn firn(host: &Host, runtime: &Path, command: &[&str]) -> Child {
     let mut args = vec!["--isolation", "jail", "--"];
     args.extend_from_slice(command);
-    quiet(host.run(&args).into_command())
+    quiet(host.run(&args).env("FIRN_RUNTIME_DIR", runtime).into_command())
 }
 
 fn quiet(mut command: Command) -> Child {
