@@ -25,6 +25,12 @@ const OUTBOX: usize = 1 << 20;
 /// what a reader makes of it (of `[0,0,0…` sixteen times as much) is no burden.
 const LONGEST_MESSAGE: usize = 256 * 1024;
 
+/// What is under way before anything else.
+const HANDSHAKE: &str = "the handshake";
+
+/// What an agent must be able to do: one that could not would leave out what it was asked for.
+const NEEDED: [&str; 2] = ["exec", "limits"];
+
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
 const READ_AHEAD: usize = 64 * 1024;
@@ -76,6 +82,12 @@ pub(crate) enum GuestError {
         /// Its version.
         theirs: u32,
     },
+    /// The agent is of a kind that does less.
+    #[error("the agent in the sandbox cannot do `{capability}`: it is older than this firn")]
+    Lacks {
+        /// By the protocol's name.
+        capability: &'static str,
+    },
     /// The agent did not answer in time.
     #[error("the sandbox did not answer {during} within {}", humantime::format_duration(*patience))]
     Silent {
@@ -118,6 +130,7 @@ pub(crate) struct Connection {
     write: OwnedWriteHalf,
     outbox: BytesMut,
     listener: Listener,
+    greeted: bool,
     last_id: RequestId,
 }
 
@@ -131,30 +144,57 @@ enum Listener {
 impl Connection {
     /// Shakes hands with the agent at the other end, whoever dialled.
     pub(crate) async fn establish(stream: UnixStream) -> Result<Connection, GuestError> {
-        let (read, write) = stream.into_split();
-        let read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
-        let mut connection =
-            Connection { read, write, outbox: BytesMut::new(), listener: Listener::There, last_id: 0 };
-        let during = "the handshake";
+        let mut connection = Connection::begin(stream)?;
         connection
-            .within(during, HELLO_PATIENCE, async |this| {
-                let frame = this.receive(during).await?;
-                if frame.kind != Kind::Hello || frame.id != 0 {
-                    return Err(unexpected(during, &frame));
-                }
-                let hello: Hello = message(during, &frame)?;
-                if hello.protocol != PROTOCOL_VERSION {
-                    return Err(GuestError::Version { theirs: hello.protocol });
-                }
-                let ours = Hello {
-                    protocol: PROTOCOL_VERSION,
-                    software: concat!("firn ", env!("CARGO_PKG_VERSION")).to_owned(),
-                    capabilities: Vec::new(),
-                };
-                this.post(Kind::Hello, 0, &ours, during)
+            .within(HANDSHAKE, HELLO_PATIENCE, async |this| {
+                let frame = this.frame(HANDSHAKE).await?;
+                this.greet(&frame)
             })
             .await?;
         Ok(connection)
+    }
+
+    /// A connection to an agent that may not run yet. It is greeted by the first operation, which need
+    /// not wait for the answer: both go out at once.
+    pub(crate) fn begin(stream: UnixStream) -> Result<Connection, GuestError> {
+        let (read, write) = stream.into_split();
+        let read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
+        let mut connection = Connection {
+            read,
+            write,
+            outbox: BytesMut::new(),
+            listener: Listener::There,
+            greeted: false,
+            last_id: 0,
+        };
+        let ours = Hello {
+            protocol: PROTOCOL_VERSION,
+            software: concat!("firn ", env!("CARGO_PKG_VERSION")).to_owned(),
+            capabilities: Vec::new(),
+        };
+        connection.post(Kind::Hello, 0, &ours, HANDSHAKE)?;
+        Ok(connection)
+    }
+
+    /// Whether the agent has said hello.
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    fn greet(&mut self, frame: &Frame) -> Result<(), GuestError> {
+        if frame.kind != Kind::Hello || frame.id != 0 {
+            return Err(unexpected(HANDSHAKE, frame));
+        }
+        let hello: Hello = message(HANDSHAKE, frame)?;
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(GuestError::Version { theirs: hello.protocol });
+        }
+        if let Some(lacks) = NEEDED.iter().find(|needed| !hello.capabilities.iter().any(|has| has == *needed))
+        {
+            return Err(GuestError::Lacks { capability: lacks });
+        }
+        self.greeted = true;
+        Ok(())
     }
 
     /// Makes the guest this sandbox.
@@ -258,9 +298,18 @@ impl Connection {
         self.outbox.len()
     }
 
+    /// The next frame after the agent's hello. May be dropped at any time without loss.
+    pub(super) async fn receive(&mut self, during: &'static str) -> Result<Frame, GuestError> {
+        if !self.greeted {
+            let frame = self.frame(HANDSHAKE).await?;
+            self.greet(&frame)?;
+        }
+        self.frame(during).await
+    }
+
     /// The next frame. Sends what waits in the outbox meanwhile, so that neither end can keep the
     /// other from being read. May be dropped at any time without loss.
-    pub(super) async fn receive(&mut self, during: &'static str) -> Result<Frame, GuestError> {
+    async fn frame(&mut self, during: &'static str) -> Result<Frame, GuestError> {
         loop {
             tokio::select! {
                 frame = self.read.next() => {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::codec::{Encoder as _, FramedRead};
+use tokio_util::codec::{Decoder as _, Encoder as _, FramedRead};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -143,13 +143,17 @@ fn exited(id: u32, status: &serde_json::Value, ended_by: &str) -> Vec<u8> {
 }
 
 fn hello(protocol: u32) -> Vec<u8> {
-    json(Kind::Hello, 0, &json!({"protocol": protocol, "software": "\u{1b}[2J", "capabilities": ["x"]}))
+    json(
+        Kind::Hello,
+        0,
+        &json!({"protocol": protocol, "software": "\u{1b}[2J", "capabilities": ["x", "exec", "limits"]}),
+    )
 }
 
 /// JSON of the right kind and the given length, in which there is more than there should be.
 fn padded(phase: Phase, length: usize) -> Vec<u8> {
     let mut body = String::from(match phase {
-        Phase::Hello => r#"{"protocol":1,"software":"x","more":["#,
+        Phase::Hello => r#"{"protocol":1,"software":"x","capabilities":["exec","limits"],"more":["#,
         Starting | Runs => r#"{"type":"stdin_closed","more":["#,
         Configuring => r#"{"type":"configured","more":["#,
         Over | ShuttingDown => r#"{"type":"shutting_down","more":["#,
@@ -566,7 +570,7 @@ fn verdict(result: &Result<(), GuestError>) -> Verdict {
         GuestError::Frame { source: FrameError::Truncated, .. } => Truncated,
         GuestError::Malformed { .. } => Malformed,
         GuestError::Unexpected { .. } => Unexpected,
-        GuestError::Version { .. } => Version,
+        GuestError::Version { .. } | GuestError::Lacks { .. } => Version,
         GuestError::Silent { .. } => Silent,
         GuestError::Refused { .. } => Refused,
         GuestError::Frame { .. } | GuestError::Deaf => panic!("{error}"),
@@ -766,4 +770,44 @@ fn the_scripts_are_the_protocol() {
     assert_eq!(frame(Kind::Event, 2, &Event::Started { pid: 7 }).len(), started(2).len());
     assert!(serde_json::from_slice::<Hello>(&hello(1)[9..]).is_ok());
     assert!(serde_json::from_slice::<Reply>(&exited(1, &json!({"code": 0}), "itself")[9..]).is_ok());
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_know_limits_is_refused() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let hello =
+        Hello { protocol: PROTOCOL_VERSION, software: "old".to_owned(), capabilities: vec!["exec".into()] };
+    let mut wire = BytesMut::new();
+    Codec.encode(Frame::json(Kind::Hello, 0, &hello).unwrap(), &mut wire).unwrap();
+    theirs.try_write(&wire).unwrap();
+    let refused = Connection::establish(ours).await.unwrap_err();
+    assert!(matches!(refused, GuestError::Lacks { capability: "limits" }), "{refused}");
+}
+
+#[tokio::test]
+async fn the_first_operation_greets_an_agent_that_comes_late() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut connection = Connection::begin(ours).unwrap();
+    let host = async {
+        let failed = connection.shutdown(Duration::from_secs(60)).await.unwrap_err();
+        (failed, connection.is_greeted())
+    };
+    let agent = async {
+        // Hello and the request are there before the agent says anything.
+        let mut wire = BytesMut::new();
+        let mut frames = Vec::new();
+        while frames.len() < 2 {
+            theirs.readable().await.unwrap();
+            let _ = theirs.try_read_buf(&mut wire);
+            while let Some(frame) = Codec.decode(&mut wire).unwrap() {
+                frames.push(frame.kind);
+            }
+        }
+        drop(theirs);
+        frames
+    };
+    let ((failed, greeted), frames) = tokio::join!(host, agent);
+    assert_eq!(frames, [Kind::Hello, Kind::Request]);
+    assert!(failed.hung_up(), "{failed}");
+    assert!(!greeted);
 }

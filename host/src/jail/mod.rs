@@ -29,12 +29,6 @@ use tokio::net::UnixStream;
 /// What a jail's processes are called in messages.
 const NAME: &str = "the jail";
 
-/// How long bubblewrap and the agent may take. Milliseconds, on any host that is not on its knees.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a jail that hung up may take to be seen to have ended.
-const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
-
 /// A jail that cannot be had, or that ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JailError {
@@ -68,9 +62,6 @@ pub(crate) enum JailError {
     /// The agent does not behave.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// The agent did not answer.
-    #[error("the jail did not come up within {}", humantime::format_duration(PATIENCE))]
-    NotReady,
 }
 
 /// What a jail is made with.
@@ -115,8 +106,9 @@ enum Boundary {
 const WRAPPER_PATIENCE: Duration = Duration::from_secs(15);
 
 impl Bringup<'_> {
-    /// Starts one that sees `view`.
-    pub(crate) async fn run(self, view: &View) -> Result<Jail, JailError> {
+    /// Starts one that sees `view`. Whether it comes up shows with the first operation: waiting for the
+    /// agent's hello would make every command wait for it.
+    pub(crate) fn run(self, view: &View) -> Result<Jail, JailError> {
         let (uid, gid) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
         let mut namespace = Bubblewrap::empty(self.bwrap, self.identity, self.hostname, Some((uid, gid)));
         namespace.in_folder(self.folder);
@@ -130,12 +122,12 @@ impl Bringup<'_> {
         let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
         let args = ["--door-fd".into(), namespace.pass(agents_end).to_string().into()];
         let helper = namespace.agent(NAME, self.open_agent()?, &args)?;
-        self.start(door, helper, Boundary::Namespace).await
+        self.start(door, helper, Boundary::Namespace)
     }
 
     /// Starts the agent for a wrapper that makes the jail itself: under the same limits and the same
     /// identity, but where the wrapper needs it, outside.
-    pub(crate) async fn wrapped(self, artifact: &Artifact) -> Result<(Jail, Wrapper), JailError> {
+    pub(crate) fn wrapped(self, artifact: &Artifact) -> Result<(Jail, Wrapper), JailError> {
         let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
         let agent = self.open_agent()?;
         // What the wrapper leaves at home (jail.nix keeps a passwd file there) is gone with the
@@ -162,7 +154,7 @@ impl Bringup<'_> {
             staged: all_staged,
             folder: self.folder.to_owned(),
         };
-        Ok((self.start(door, helper, Boundary::Wrapper).await?, artifact.wrapper(variables)))
+        Ok((self.start(door, helper, Boundary::Wrapper)?, artifact.wrapper(variables)))
     }
 
     fn open_agent(&self) -> Result<OwnedFd, JailError> {
@@ -170,20 +162,10 @@ impl Bringup<'_> {
         File::open(self.agent).map(OwnedFd::from).map_err(failed)
     }
 
-    async fn start(self, door: Door, helper: HelperCommand, boundary: Boundary) -> Result<Jail, JailError> {
-        let stream = connect(&door)?;
-        let mut helper = helper.start(self.cgroup)?;
-        let established = tokio::select! {
-            biased;
-            established = tokio::time::timeout(PATIENCE, Connection::establish(stream)) => {
-                established.map_err(|_elapsed| JailError::NotReady)?
-            }
-            failure = helper.failed() => return Err(failure.into()),
-        };
-        match established {
-            Ok(agent) => Ok(Jail { agent, helper, boundary, _door: door }),
-            Err(error) => Err(reason(error, &mut helper).await),
-        }
+    fn start(self, door: Door, helper: HelperCommand, boundary: Boundary) -> Result<Jail, JailError> {
+        let agent = Connection::begin(connect(&door)?)?;
+        let helper = helper.start(self.cgroup)?;
+        Ok(Jail { agent, helper, boundary, _door: door })
     }
 }
 
@@ -193,16 +175,6 @@ fn connect(door: &Door) -> Result<UnixStream, JailError> {
     ours.set_nonblocking(true).map_err(JailError::Socket)?;
     door.hand_over(theirs.into()).map_err(JailError::Socket)?;
     UnixStream::from_std(ours).map_err(JailError::Socket)
-}
-
-/// What is behind an error: a jail that hangs up is one that ended.
-async fn reason(error: GuestError, helper: &mut Helper) -> JailError {
-    if error.hung_up()
-        && let Ok(failure) = tokio::time::timeout(HANGUP_PATIENCE, helper.failed()).await
-    {
-        return failure.into();
-    }
-    error.into()
 }
 
 impl Jail {

@@ -67,6 +67,9 @@ pub(crate) enum LaunchError {
     /// The jail did not come up.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// The kernel ended it because it had no memory left.
+    #[error("killed: memory limit {0}")]
+    Memory(Size),
     /// Nothing on this host can enforce a limit that was asked for.
     #[error("processor time cannot be limited here: no control group with the cpu controller can be made")]
     Unenforceable,
@@ -76,6 +79,18 @@ impl LaunchError {
     /// Whether this host cannot give a vm at all, whatever is tried.
     fn no_vm_here(&self) -> bool {
         matches!(self, LaunchError::Config(_) | LaunchError::Choose(_) | LaunchError::Image(_))
+    }
+}
+
+impl From<Ended> for LaunchError {
+    /// It ended before its agent had said a word: it never came up.
+    fn from(ended: Ended) -> LaunchError {
+        match ended {
+            Ended::Vm(error) => LaunchError::Vm(error),
+            Ended::Jail(error) => LaunchError::Jail(error),
+            Ended::Guest(error) => LaunchError::Jail(JailError::Guest(error)),
+            Ended::Memory(size) => LaunchError::Memory(size),
+        }
     }
 }
 
@@ -138,11 +153,11 @@ impl Sandbox {
         match spec.grade {
             Grade::Vm => match Sandbox::launch_vm(config, spec, progress).await {
                 Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
-                    Sandbox::launch_jail(config, spec, Some(in_full(&error)), progress).await
+                    Sandbox::launch_jail(config, spec, Some(in_full(&error)), progress)
                 }
                 launched => launched,
             },
-            Grade::Jail => Sandbox::launch_jail(config, spec, None, progress).await,
+            Grade::Jail => Sandbox::launch_jail(config, spec, None, progress),
         }
     }
 
@@ -195,7 +210,7 @@ impl Sandbox {
         Ok(Sandbox { inside: Inside::Vm(Box::new(vm)), isolation, wrapper, limits, place })
     }
 
-    async fn launch_jail(
+    fn launch_jail(
         config: &Config,
         spec: &Spec,
         instead_of_vm: Option<String>,
@@ -226,10 +241,10 @@ impl Sandbox {
         let (jail, maker, wrapper) = match &spec.environment {
             Environment::Host => {
                 let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-                (bringup.run(&view).await?, Maker::Firn, None)
+                (bringup.run(&view)?, Maker::Firn, None)
             }
             Environment::Artifact(artifact) => {
-                let (jail, wrapper) = bringup.wrapped(artifact).await?;
+                let (jail, wrapper) = bringup.wrapped(artifact)?;
                 (jail, Maker::Environment, Some(wrapper))
             }
         };

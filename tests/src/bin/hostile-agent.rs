@@ -169,7 +169,11 @@ struct Host {
 impl Host {
     fn greet(protocol: u32) -> Host {
         let mut host = Host { stream: dial(), arrived: BytesMut::new(), id: 0 };
-        let hello = Hello { protocol, software: ESCAPES.to_owned(), capabilities: Vec::new() };
+        let hello = Hello {
+            protocol,
+            software: ESCAPES.to_owned(),
+            capabilities: vec!["exec".into(), "limits".into()],
+        };
         host.send(Kind::Hello, &serde_json::to_vec(&hello).unwrap());
         host
     }

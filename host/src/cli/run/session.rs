@@ -223,7 +223,13 @@ async fn execute(
         failure = &mut ended => Err(failure.into()),
     };
     match pumped {
-        Err(Failed::Sandbox(Ended::Guest(error))) => Err(launch::reason(error, ended).await.into()),
+        Err(Failed::Sandbox(ended_with)) => {
+            let failure = match ended_with {
+                Ended::Guest(error) => launch::reason(error, ended).await,
+                other => other,
+            };
+            Err(if agent.is_greeted() { failure.into() } else { Failed::Launch(failure.into()) })
+        }
         other => other,
     }
 }
