@@ -382,8 +382,7 @@ impl Host<'_> {
         const NAME: &str = "limits";
         let Mechanisms { memory, processes, cpus } = self.cgroups.mechanisms();
         let found = format!("memory: {memory}, processes: {processes}, processors: {cpus}");
-        let grouped = |mechanism| matches!(mechanism, Mechanism::CgroupV1 | Mechanism::CgroupV2);
-        if [memory, processes, cpus].into_iter().all(grouped) {
+        if [memory, processes, cpus].into_iter().all(Mechanism::is_group) {
             return Check::ok(NAME, found, "all processes of a sandbox together are held to its limits");
         }
         let mut meaning = Vec::new();
@@ -396,9 +395,20 @@ impl Host<'_> {
         if cpus == Mechanism::None {
             meaning.push("processor time cannot be limited");
         }
+        let systemd = self.at("run/systemd/system").exists();
         let remedy = match self.caller {
-            Caller::User(_) => Some("sudo firn …  # root can make control groups".to_owned()),
-            Caller::Root { .. } => None,
+            // It runs, and was not given all controllers: until systemd 252 not that of processors.
+            Caller::User(_) if memory == Mechanism::SystemdScope => Some(
+                "sudo mkdir -p /etc/systemd/system/user@.service.d && \
+                 printf '[Service]\\nDelegate=cpu memory pids\\n' | \
+                 sudo tee /etc/systemd/system/user@.service.d/delegate.conf && \
+                 sudo systemctl daemon-reload  # then restart the host"
+                    .to_owned(),
+            ),
+            Caller::User(user) if systemd => Some(format!(
+                "sudo loginctl enable-linger {user}  # a service manager of your own makes them"
+            )),
+            Caller::User(_) | Caller::Root { .. } => None,
         };
         Check::lacks(NAME, Status::Warning, found, meaning.join("; "), remedy)
     }
@@ -471,7 +481,6 @@ fn jail(checks: &[Check]) -> Check {
 
 /// Why a bubblewrap that said this when it failed could not make a sandbox, and what mends it, if it
 /// is one of the known reasons.
-#[allow(dead_code, reason = "for jails that do not start")]
 pub(crate) fn advice(stderr: &str, bwrap: &Path) -> Option<String> {
     let obstacle = match obstacle(stderr, Switches::read(Path::new("/"))) {
         Obstacle::Other(_) => return None,

@@ -11,13 +11,16 @@
 //! | 2 | the command line is wrong |
 
 use super::image::ImageCommandError;
-use crate::config::{ConfigError, Program};
+use crate::config::{Config, ConfigError, Program};
 use crate::guest::GuestError;
+use crate::jail::JailError;
 use crate::sandbox::launch::{Ended, LaunchError};
 use crate::sandbox::spec::SpecError;
 use crate::sandbox::store::StoreError;
+use crate::sys::process::ProcessError;
 use crate::view::ShareError;
 use crate::vm::vmm::backend::ChooseError;
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::io;
 
@@ -101,7 +104,17 @@ impl Failed {
     }
 
     /// What to do about it, when there is something to do.
-    pub(super) fn hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<Cow<'static, str>> {
+        if let Failed::Launch(LaunchError::Jail(JailError::Process(ProcessError::Ended { output, .. }))) =
+            self
+            && let Some(advice) = advice(output)
+        {
+            return Some(advice.into());
+        }
+        self.usual_hint().map(Cow::Borrowed)
+    }
+
+    fn usual_hint(&self) -> Option<&'static str> {
         match self {
             Failed::Config(error)
             | Failed::Launch(LaunchError::Config(error) | LaunchError::Choose(ChooseError::Program(error))) => {
@@ -110,6 +123,10 @@ impl Failed {
             Failed::Launch(LaunchError::Choose(ChooseError::NeedsKvm(_))) => {
                 Some("without --vmm, firn emulates the guest in software: slower, and weaker isolation")
             }
+            Failed::Launch(LaunchError::Unenforceable) => Some(
+                "run firn in a group of your own (systemd-run --user --scope -p Delegate=yes firn …), or accept it \
+                 with --allow-degraded",
+            ),
             Failed::Launch(LaunchError::Vm(_) | LaunchError::Jail(_)) => {
                 Some("`firn doctor` shows what this host lacks")
             }
@@ -119,6 +136,12 @@ impl Failed {
             _ => None,
         }
     }
+}
+
+/// What a jail needs that bubblewrap says it does not get.
+fn advice(said: &str) -> Option<String> {
+    let bwrap = Config::read().ok()?.program(Program::Bwrap).ok()?;
+    crate::preflight::advice(said, &bwrap)
 }
 
 fn config_hint(error: &ConfigError) -> Option<&'static str> {

@@ -132,6 +132,7 @@ fn keeper(mechanism: Mechanism) -> &'static str {
     match mechanism {
         Mechanism::CgroupV2 => "cgroup v2",
         Mechanism::CgroupV1 => "cgroup v1",
+        Mechanism::SystemdScope => "systemd scope",
         Mechanism::Rlimit => "setrlimit, for each process",
         Mechanism::None => NOBODY,
     }

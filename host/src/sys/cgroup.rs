@@ -6,15 +6,20 @@
 //! namespaces alone hold it together, and its processes limit themselves.
 //!
 //! A group is one folder in version 2. In version 1 it is a folder in each hierarchy that is
-//! needed: `pids` always, to kill by, and one for each limit.
+//! needed: `pids` always, to kill by, and one for each limit. A user who may make none that limit
+//! asks the user's service manager for one: a scope.
 
 mod hierarchy;
+mod scope;
 
 pub(crate) use hierarchy::{Controller, Hierarchies};
 #[cfg(test)]
 pub(crate) use hierarchy::{Hierarchy, Version};
+pub(crate) use scope::Wrapped;
 
 use crate::sys::limits::Events;
+use scope::Scope;
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
@@ -25,6 +30,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub(crate) struct Cgroup {
     dirs: Vec<Dir>,
+    /// Who makes the folder, where we cannot.
+    scope: Option<Scope>,
 }
 
 /// The group's folder in one hierarchy.
@@ -85,6 +92,14 @@ impl Dir {
 
     /// Removes it if nothing is in it.
     fn remove(&self) -> io::Result<()> {
+        if scope::is_scope(&self.path) {
+            // Its manager removes it as soon as nothing is in it, and would believe that it still
+            // runs if we did.
+            return match self.counter("cgroup.events", "populated") {
+                Some(1..) => Err(io::ErrorKind::ResourceBusy.into()),
+                Some(0) | None => Ok(()),
+            };
+        }
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -139,11 +154,21 @@ impl Cgroup {
 
     /// The group in these folders, whether they are there or not.
     pub(crate) fn at(paths: Vec<PathBuf>) -> Cgroup {
-        Cgroup { dirs: paths.into_iter().map(|path| Dir { path, ..Dir::default() }).collect() }
+        let dirs = paths.into_iter().map(|path| Dir { path, ..Dir::default() }).collect();
+        Cgroup { dirs, scope: None }
     }
 
-    /// Makes the group and sets its limits.
+    fn managed(scope: Scope) -> Cgroup {
+        let dirs = vec![Dir { path: scope.path.clone(), ..Dir::default() }];
+        Cgroup { dirs, scope: Some(scope) }
+    }
+
+    /// Makes the group and sets its limits. A scope is made by the first process that is started in
+    /// it.
     pub(crate) fn create(&self) -> io::Result<()> {
+        if self.scope.is_some() {
+            return Ok(());
+        }
         self.dirs.iter().try_for_each(Dir::create)
     }
 
@@ -157,8 +182,21 @@ impl Cgroup {
         self.dirs.iter().map(|dir| dir.path.clone()).collect()
     }
 
+    /// What to execute so that `program` runs in this group: another program before it, where
+    /// [`Cgroup::entry`] leads nowhere because the group is a scope. Only one process can be started
+    /// in a scope; all that it starts are in it too.
+    pub(crate) fn wrap(&self, program: PathBuf, args: Vec<OsString>) -> Wrapped {
+        match &self.scope {
+            Some(scope) => scope.wrap(program, args),
+            None => Wrapped { program, args, variable: None },
+        }
+    }
+
     /// What a new process needs to join the group.
     pub(crate) fn entry(&self) -> io::Result<Entry> {
+        if self.scope.is_some() {
+            return Ok(Entry { files: Vec::new() });
+        }
         let open = |dir: &Dir| {
             let open = |file| OpenOptions::new().write(true).open(dir.path.join(file));
             open("tasks").or_else(|error| match error.kind() {
@@ -172,7 +210,6 @@ impl Cgroup {
     }
 
     /// What it has counted since it was made.
-    #[allow(dead_code, reason = "the jail is the first to be limited")]
     pub(crate) fn events(&self) -> Events {
         let first = |read: &dyn Fn(&Dir) -> Option<u64>| self.dirs.iter().find_map(read).unwrap_or_default();
         Events {
@@ -234,7 +271,7 @@ mod tests {
     use crate::sys::limits::{Limits, Mechanism};
     use firn_protocol::Exceeded;
     use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Command, ExitStatus, Stdio};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -258,16 +295,17 @@ mod tests {
     /// None where this caller can make none.
     fn made(test: &str, limits: &Limits) -> Option<Made> {
         let hierarchies = Hierarchies::find();
-        hierarchies.parent()?;
         let made = Made(hierarchies.group(&format!("test-{test}-{}", std::process::id()), limits));
         made.create().unwrap();
-        Some(made)
+        made.path().is_some().then_some(made)
     }
 
     fn start(group: &Cgroup, script: &str) -> Child {
         let entry = group.entry().unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]).stdout(Stdio::null()).stderr(Stdio::null());
+        let args = ["-c", script].map(OsString::from).to_vec();
+        let Wrapped { program, args, variable } = group.wrap("/bin/sh".into(), args);
+        let mut command = Command::new(program);
+        command.args(args).envs(variable).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: one write(2) for each folder, and nothing else.
         unsafe { command.pre_exec(move || entry.join()) };
         command.spawn().unwrap()
@@ -298,17 +336,41 @@ mod tests {
         assert_eq!(group.events(), Events { memory_kills: 1, processes_refused: 4 });
     }
 
-    #[test]
-    fn a_group_ends_with_all_its_processes() {
-        let Some(group) = made("kill", &Limits::default()) else { return };
-        let mut child = start(&group, "for i in 1 2 3; do (sleep 60 & sleep 60) & done; wait");
-        let pid = i32::try_from(child.id()).unwrap();
-        assert!(group.dirs.iter().all(|dir| dir.processes().contains(&pid)));
+    /// Waits until something is so.
+    fn until(mut holds: impl FnMut() -> bool) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if holds() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    /// Ends a group, and sees that it is gone and with it the process that was started in it, which
+    /// still ran.
+    fn end(group: &Cgroup, child: Child) {
+        assert_eq!(destroy(group, child).signal(), Some(libc::SIGKILL));
+    }
+
+    fn destroy(group: &Cgroup, mut child: Child) -> ExitStatus {
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         group.destroy(PATIENCE).unwrap();
-        assert_eq!(reaper.join().unwrap().signal(), Some(libc::SIGKILL));
-        assert!(group.paths().iter().all(|path| !path.exists()));
+        // A scope's manager takes a moment.
+        assert!(group.paths().iter().all(|path| until(|| !path.exists())));
         group.destroy(PATIENCE).unwrap();
+        reaper.join().unwrap()
+    }
+
+    #[test]
+    fn a_group_ends_with_all_its_processes() {
+        let limits = Limits { processes: Some(64), ..Limits::default() };
+        let Some(group) = made("kill", &limits) else { return };
+        let child = start(&group, "for i in 1 2 3; do (sleep 60 & sleep 60) & done; wait");
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(until(|| group.dirs.iter().all(|dir| dir.processes().contains(&pid))));
+        end(&group, child);
     }
 
     #[test]
@@ -319,12 +381,13 @@ mod tests {
             return;
         }
         let Some(group) = made("forks", &limits) else { return };
-        let script = "i=0; while [ $i -lt 20000 ]; do /bin/true & i=$((i+1)); done";
-        let mut children: Vec<Child> = (0..4).map(|_| start(&group, script)).collect();
-        let reaper = std::thread::spawn(move || children.iter_mut().for_each(|child| _ = child.wait()));
-        group.destroy(PATIENCE).unwrap();
-        reaper.join().unwrap();
-        assert!(group.paths().iter().all(|path| !path.exists()));
+        let script = "for n in 1 2 3 4; do
+                          (i=0; while [ $i -lt 20000 ]; do /bin/true & i=$((i+1)); done) &
+                      done; sleep 60";
+        let child = start(&group, script);
+        assert!(until(|| group.dirs.iter().all(|dir| dir.processes().len() > 2)));
+        // Its shell gives up when it cannot fork, so how that ended is open.
+        destroy(&group, child);
     }
 
     #[test]
@@ -334,12 +397,16 @@ mod tests {
             return;
         }
         let Some(group) = made("memory", &limits) else { return };
-        let small = start(&group, "exec dd if=/dev/zero of=/dev/null bs=8M count=1").wait().unwrap();
-        assert!(small.success());
-        assert_eq!(limits.exceeded(group.events()), []);
-        let large = start(&group, "exec dd if=/dev/zero of=/dev/null bs=256M count=1").wait().unwrap();
-        assert_eq!(large.signal(), Some(libc::SIGKILL));
+        let before = group.events();
+        // The first has enough, the second has not. Their shell is left alone.
+        let script = "dd if=/dev/zero of=/dev/null bs=8M count=1 && sleep 0.1
+                      dd if=/dev/zero of=/dev/null bs=256M count=1
+                      [ $? = 137 ] && sleep 60";
+        let child = start(&group, script);
+        assert!(until(|| group.events() != before));
         assert_eq!(limits.exceeded(group.events()), [Exceeded::Memory]);
+        assert_eq!(group.events().memory_kills, 1);
+        end(&group, child);
     }
 
     #[test]
@@ -350,18 +417,44 @@ mod tests {
         }
         let Some(group) = made("processes", &limits) else { return };
         let before = group.events();
-        assert!(start(&group, "/bin/true; /bin/true").wait().unwrap().success());
-        assert_eq!(limits.exceeded(group.events()), []);
-        let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done; wait";
-        let mut child = start(&group, script);
-        let reaper = std::thread::spawn(move || child.wait().unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        while group.events() == before && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let script = "(for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done); sleep 60";
+        let child = start(&group, script);
+        assert!(until(|| group.events() != before));
         assert_eq!(limits.exceeded(group.events()), [Exceeded::Processes]);
-        group.destroy(PATIENCE).unwrap();
-        reaper.join().unwrap();
+        end(&group, child);
+    }
+
+    #[test]
+    fn a_process_in_a_group_is_the_one_that_was_started_and_has_its_descriptors() {
+        let limits = Limits { processes: Some(64), ..Limits::default() };
+        let Some(group) = made("same", &limits) else { return };
+        let (mut read, write) = std::io::pipe().unwrap();
+        let Wrapped { program, args, variable } = group.wrap(
+            "/bin/sh".into(),
+            ["-c", "echo $$ >&7; cat /proc/self/cgroup >&7; exec 7>&-; sleep 60"]
+                .map(OsString::from)
+                .to_vec(),
+        );
+        let entry = group.entry().unwrap();
+        let mut command = Command::new(program);
+        let fd = write.as_raw_fd();
+        command.args(args).env_clear().envs(variable);
+        // SAFETY: write(2) and dup2(2), and nothing else.
+        unsafe {
+            command.pre_exec(move || {
+                entry.join()?;
+                if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(io::Error::last_os_error()) }
+            });
+        }
+        let child = command.spawn().unwrap();
+        drop(write);
+        let mut said = String::new();
+        io::Read::read_to_string(&mut read, &mut said).unwrap();
+        let (pid, groups) = said.split_once('\n').unwrap();
+        assert_eq!(pid, child.id().to_string());
+        let name = group.path().and_then(Path::file_name).unwrap().to_str().unwrap();
+        assert!(groups.lines().any(|line| line.ends_with(name)), "{groups}");
+        end(&group, child);
     }
 
     #[test]
@@ -376,6 +469,12 @@ mod tests {
         match mechanism {
             Mechanism::CgroupV2 => assert_eq!(read("cpu.max"), "25000 100000\n"),
             Mechanism::CgroupV1 => assert_eq!(read("cpu.cfs_quota_us"), "25000\n"),
+            Mechanism::SystemdScope => {
+                let child = start(&group, "sleep 60");
+                assert!(until(|| group.dirs.iter().all(|dir| !dir.processes().is_empty())));
+                assert_eq!(read("cpu.max"), "25000 100000\n");
+                end(&group, child);
+            }
             Mechanism::Rlimit | Mechanism::None => {}
         }
     }

@@ -49,6 +49,11 @@ impl Cpus {
     pub(crate) fn quota(self) -> u64 {
         u64::from(self.0) * CPU_PERIOD / 1000
     }
+
+    /// The same in percent of one processor, and tenths of a percent.
+    pub(crate) fn percent(self) -> (u32, u32) {
+        (self.0 / 10, self.0 % 10)
+    }
 }
 
 /// What was typed is no number of processors.
@@ -91,10 +96,19 @@ pub(crate) enum Mechanism {
     CgroupV2,
     /// A control group of version 1.
     CgroupV1,
+    /// A control group of version 2 that the user's service manager makes.
+    SystemdScope,
     /// `setrlimit`(2): for each process by itself, see the module.
     Rlimit,
     /// Nothing can.
     None,
+}
+
+impl Mechanism {
+    /// Whether it holds all processes of a sandbox together.
+    pub(crate) fn is_group(self) -> bool {
+        matches!(self, Mechanism::CgroupV2 | Mechanism::CgroupV1 | Mechanism::SystemdScope)
+    }
 }
 
 impl fmt::Display for Mechanism {
@@ -102,6 +116,7 @@ impl fmt::Display for Mechanism {
         f.write_str(match self {
             Mechanism::CgroupV2 => "cgroup v2",
             Mechanism::CgroupV1 => "cgroup v1",
+            Mechanism::SystemdScope => "systemd scope",
             Mechanism::Rlimit => "setrlimit",
             Mechanism::None => "nothing",
         })

@@ -8,7 +8,7 @@
 //! that runs the (single-threaded) runtime, which is the main thread.
 #![allow(unsafe_code, reason = "what happens between fork and exec has no safe wrapper")]
 
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
 use nix::sys::signal::{Signal, kill};
@@ -94,8 +94,9 @@ impl HelperCommand {
     /// Starts it in `cgroup`.
     pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
         let HelperCommand { name, program, args, identity, fds, staged, folder } = self;
+        let Wrapped { program, args, variable } = cgroup.wrap(program, args);
         let mut command = Command::new(&program);
-        command.args(args).env_clear().current_dir(folder);
+        command.args(args).env_clear().envs(variable).current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         let failed = |source| ProcessError::Start { name, program: program.clone(), source };

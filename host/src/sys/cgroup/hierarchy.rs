@@ -3,6 +3,7 @@
 //! A host has one hierarchy of version 2, several of version 1 with a controller or two each, or
 //! both side by side. A controller is in one of them only.
 
+use super::scope::Manager;
 use super::{Cgroup, Dir, Setting};
 use crate::sys::limits::{CPU_PERIOD, Limits, Mechanism, Mechanisms};
 use std::fs;
@@ -102,7 +103,11 @@ pub(crate) struct Hierarchy {
 
 /// All of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Hierarchies(Vec<Hierarchy>);
+pub(crate) struct Hierarchies {
+    all: Vec<Hierarchy>,
+    /// Who makes groups that limit for a user who can make none that do.
+    manager: Option<Manager>,
+}
 
 impl Hierarchies {
     /// Those that this process may make groups in. Looks without touching: `doctor` asks too.
@@ -110,33 +115,35 @@ impl Hierarchies {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let root = nix::unistd::Uid::effective().is_root();
-        let mut found = candidates(&mounts, &own, root);
-        found.retain(|hierarchy| usable(&hierarchy.parent));
-        for hierarchy in &mut found {
+        let mut all = candidates(&mounts, &own, root);
+        all.retain(|hierarchy| usable(&hierarchy.parent));
+        for hierarchy in &mut all {
             if hierarchy.version == Version::Two {
                 hierarchy.controllers = available(&hierarchy.parent);
             }
         }
-        Hierarchies(found)
+        let can_limit = all.iter().any(|hierarchy| !hierarchy.controllers.is_empty());
+        let manager = if root || can_limit { None } else { mount(&mounts).and_then(Manager::find) };
+        Hierarchies { all, manager }
     }
 
     #[cfg(test)]
-    pub(crate) fn of(hierarchies: Vec<Hierarchy>) -> Hierarchies {
-        Hierarchies(hierarchies)
+    pub(crate) fn of(all: Vec<Hierarchy>) -> Hierarchies {
+        Hierarchies { all, manager: None }
     }
 
     fn with(&self, controller: Controller) -> Option<&Hierarchy> {
-        self.0.iter().find(|hierarchy| hierarchy.controllers.contains(&controller))
+        self.all.iter().find(|hierarchy| hierarchy.controllers.contains(&controller))
     }
 
     /// The hierarchy whose groups say best which processes belong together. Version 1's `pids`
     /// before version 2: where both are there, joining its groups is a thousand times faster (see
     /// [`super::Entry`]), and a group of it that may have no more processes is as easily killed.
     fn holder(&self) -> Option<&Hierarchy> {
-        let first = self.0.iter().find(|hierarchy| {
+        let first = self.all.iter().find(|hierarchy| {
             hierarchy.version == Version::One && hierarchy.controllers.contains(&Controller::Pids)
         });
-        first.or_else(|| self.0.iter().find(|hierarchy| hierarchy.version == Version::Two))
+        first.or_else(|| self.all.iter().find(|hierarchy| hierarchy.version == Version::Two))
     }
 
     /// Whether a sandbox can have a group at all, and in which folder.
@@ -146,9 +153,13 @@ impl Hierarchies {
 
     /// What holds sandboxes to each limit.
     pub(crate) fn mechanisms(&self) -> Mechanisms {
+        let managed = |controller| {
+            self.manager.as_ref().is_some_and(|manager| manager.controllers.contains(&controller))
+        };
         let of = |controller, otherwise| match self.with(controller).map(|hierarchy| hierarchy.version) {
             Some(Version::One) => Mechanism::CgroupV1,
             Some(Version::Two) => Mechanism::CgroupV2,
+            None if managed(controller) => Mechanism::SystemdScope,
             None => otherwise,
         };
         let without = Mechanisms::WITHOUT_GROUPS;
@@ -162,6 +173,9 @@ impl Hierarchies {
     /// The group called `name` that holds its processes to `limits`, as far as groups can here. In
     /// no more hierarchies than are needed for that: each costs each process that joins.
     pub(crate) fn group(&self, name: &str, limits: &Limits) -> Cgroup {
+        if let Some(manager) = self.manager.as_ref().filter(|_| *limits != Limits::default()) {
+            return Cgroup::managed(manager.scope(name, limits));
+        }
         let mut dirs: Vec<Dir> = Vec::new();
         // The holder first: it is the one that is shown.
         if let Some(hierarchy) = self.holder() {
@@ -183,7 +197,7 @@ impl Hierarchies {
                 dirs[index].enable.push(controller);
             }
         }
-        Cgroup { dirs }
+        Cgroup { dirs, scope: None }
     }
 }
 
@@ -231,8 +245,23 @@ fn candidates(mounts: &str, own: &str, root: bool) -> Vec<Hierarchy> {
     found
 }
 
+/// Where version 2 is mounted.
+fn mount(mounts: &str) -> Option<&Path> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| Path::new(point))
+    })
+}
+
 fn usable(parent: &Path) -> bool {
     nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK).is_ok()
+}
+
+/// The controllers that the group at `dir` has itself.
+pub(super) fn controllers(dir: &Path) -> Vec<Controller> {
+    let names = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    Controller::among(&names, ' ')
 }
 
 /// The controllers that groups in `parent` have, or can be given.
@@ -299,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_group_is_in_no_more_hierarchies_than_are_needed() {
-        let hybrid = Hierarchies(candidates(HYBRID, "", true));
+        let hybrid = Hierarchies::of(candidates(HYBRID, "", true));
         assert_eq!(paths(&hybrid.group("x", &Limits::default())), ["/c/pids/x"]);
         let memory = Limits { memory: Some(1), ..Limits::default() };
         assert_eq!(paths(&hybrid.group("x", &memory)), ["/c/pids/x", "/c/memory/x"]);
@@ -316,6 +345,7 @@ mod tests {
             ]
         );
         let v1 = Mechanism::CgroupV1;
+        assert_eq!(mount(HYBRID), Some(Path::new("/c/unified")));
         assert_eq!(hybrid.mechanisms(), Mechanisms { memory: v1, processes: v1, cpus: v1 });
     }
 
@@ -323,8 +353,11 @@ mod tests {
     fn version_2_is_one_folder() {
         let controllers = vec![Controller::Memory, Controller::Pids, Controller::Cpu];
         let parent = "/sys/fs/cgroup".into();
-        let pure =
-            Hierarchies(vec![Hierarchy { parent, version: Version::Two, controllers: controllers.clone() }]);
+        let pure = Hierarchies::of(vec![Hierarchy {
+            parent,
+            version: Version::Two,
+            controllers: controllers.clone(),
+        }]);
         let group = pure.group("x", &limits());
         assert_eq!(paths(&group), ["/sys/fs/cgroup/x"]);
         assert_eq!(group.dirs[0].enable, controllers);
