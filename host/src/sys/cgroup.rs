@@ -18,11 +18,12 @@ pub(crate) use hierarchy::{Hierarchy, Version};
 pub(crate) use scope::Wrapped;
 
 use crate::sys::limits::Events;
+use crate::sys::spawn::Born;
 use scope::Scope;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -192,21 +193,25 @@ impl Cgroup {
         }
     }
 
-    /// What a new process needs to join the group.
+    /// What a new process needs to be in the group.
     pub(crate) fn entry(&self) -> io::Result<Entry> {
+        let mut entry = Entry::default();
         if self.scope.is_some() {
-            return Ok(Entry { files: Vec::new() });
+            return Ok(entry);
         }
-        let open = |dir: &Dir| {
-            let open = |file| OpenOptions::new().write(true).open(dir.path.join(file));
-            open("tasks").or_else(|error| match error.kind() {
+        for dir in &self.dirs {
+            let open = |file| OpenOptions::new().write(true).open(dir.path.join(file)).map(OwnedFd::from);
+            match open("tasks") {
+                Ok(tasks) => entry.tasks.push(tasks),
                 // Only version 1 has it.
-                io::ErrorKind::NotFound => open("cgroup.procs"),
-                _ => Err(error),
-            })
-        };
-        let files = self.dirs.iter().map(|dir| open(dir).map(OwnedFd::from)).collect::<io::Result<_>>()?;
-        Ok(Entry { files })
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    entry.folder = Some(OwnedFd::from(fs::File::open(&dir.path)?));
+                    entry.procs = Some(open("cgroup.procs")?);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(entry)
     }
 
     /// What it has counted since it was made.
@@ -236,23 +241,35 @@ impl Cgroup {
     }
 }
 
-/// A way into a group that can be used between fork and exec.
+/// The ways into a group for a process that is being made.
 ///
 /// In version 1 it goes through the file `tasks`, for a reason of time: what is written to
 /// `cgroup.procs` moves a whole process, for which the kernel stops every fork and exit on the host,
 /// which takes until all processors have passed through the scheduler (5 to 20 ms on an idle host).
 /// A thread that moves only itself need not wait for that (`cgroup_procs_write_start` in
-/// kernel/cgroup/cgroup.c), and a process that was just forked has one thread.
-#[derive(Debug)]
+/// kernel/cgroup/cgroup.c), and a process that was just forked has one thread. In version 2, where
+/// threads cannot be apart, the process is made in the group ([`super::spawn`]).
+#[derive(Debug, Default)]
 pub(crate) struct Entry {
-    files: Vec<OwnedFd>,
+    tasks: Vec<OwnedFd>,
+    /// Of version 2, to be made in.
+    folder: Option<OwnedFd>,
+    /// The same group, to move into where that cannot be done.
+    procs: Option<OwnedFd>,
 }
 
 impl Entry {
-    /// Moves the calling process, which has one thread, into the group. Async-signal-safe.
+    /// The folder of version 2 that the process should be made in.
+    pub(super) fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.folder.as_ref().map(OwnedFd::as_fd)
+    }
+
+    /// Moves the calling process, which has one thread, into the group, as far as it is not in it.
+    /// Async-signal-safe.
     #[allow(unsafe_code, reason = "write(2) between fork and exec")]
-    pub(crate) fn join(&self) -> io::Result<()> {
-        for file in &self.files {
+    pub(super) fn join(&self, born: Born) -> io::Result<()> {
+        let procs = self.procs.as_ref().filter(|_| born == Born::Outside);
+        for file in self.tasks.iter().chain(procs) {
             let fd: RawFd = file.as_raw_fd();
             // SAFETY: the descriptor is open and the buffer is one constant byte; "0" is the writer.
             let written = unsafe { libc::write(fd, c"0".as_ptr().cast(), 1) };
@@ -307,7 +324,7 @@ mod tests {
         let mut command = Command::new(program);
         command.args(args).envs(variable).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: one write(2) for each folder, and nothing else.
-        unsafe { command.pre_exec(move || entry.join()) };
+        unsafe { command.pre_exec(move || entry.join(Born::Outside)) };
         command.spawn().unwrap()
     }
 
@@ -442,7 +459,7 @@ mod tests {
         // SAFETY: write(2) and dup2(2), and nothing else.
         unsafe {
             command.pre_exec(move || {
-                entry.join()?;
+                entry.join(Born::Outside)?;
                 if libc::dup2(fd, 7) == 7 { Ok(()) } else { Err(io::Error::last_os_error()) }
             });
         }

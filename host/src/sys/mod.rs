@@ -14,5 +14,6 @@ pub(crate) mod limits;
 pub(crate) mod lock;
 pub(crate) mod process;
 pub(crate) mod seccomp;
+mod spawn;
 pub(crate) mod terminal;
 pub(crate) mod tsc;

@@ -11,20 +11,23 @@
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
+use crate::sys::spawn::{Process, Program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::net::unix::pipe::Receiver;
 
 /// How long bubblewrap may take to follow the program it watched.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,7 +89,7 @@ fn said(output: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Helper {
     name: &'static str,
-    child: Child,
+    process: Process,
     output: Tail,
 }
 
@@ -95,23 +98,38 @@ impl HelperCommand {
     pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
         let HelperCommand { name, program, args, identity, fds, staged, folder } = self;
         let Wrapped { program, args, variable } = cgroup.wrap(program, args);
-        let mut command = Command::new(&program);
-        command.args(args).env_clear().envs(variable).current_dir(folder);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.kill_on_drop(true);
         let failed = |source| ProcessError::Start { name, program: program.clone(), source };
-        let cgroup = cgroup.entry().map_err(failed)?;
+        let entry = cgroup.entry().map_err(failed)?;
         let staged: Vec<_> =
             staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>().map_err(failed)?;
+        let folder =
+            CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other).map_err(failed)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let parent = std::process::id();
-        // SAFETY: between fork and exec only system calls are made, on values that were prepared
-        // before the fork. Nothing is allocated and no lock is taken.
-        unsafe {
-            command.pre_exec(move || {
+        let null = File::open("/dev/null").map_err(failed)?;
+        let (stdout, to_stdout) = io::pipe().map_err(failed)?;
+        let (stderr, to_stderr) = io::pipe().map_err(failed)?;
+        let env = variable.map(|(name, value)| {
+            let mut variable = OsString::from(name);
+            variable.push("=");
+            variable.push(value);
+            variable
+        });
+        let start = Program {
+            path: program.clone(),
+            args,
+            env: env.into_iter().collect(),
+            stdio: [null.into(), to_stdout.into(), to_stderr.into()],
+        };
+        // SAFETY: only system calls are made, on values that were prepared before.
+        let process = unsafe {
+            start.start(entry.folder(), |born| {
                 // In this order: a cgroup is joined with the rights we give up next, and giving
                 // them up clears the death signal.
-                cgroup.join()?;
+                entry.join(born)?;
+                if libc::chdir(folder.as_ptr()) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
                 idmap::attach(&staged)?;
                 raise_file_limit();
                 forbid_core_files();
@@ -132,18 +150,15 @@ impl HelperCommand {
                     }
                 }
                 Ok(())
-            });
-        }
-        let mut child = command.spawn().map_err(failed)?;
+            })
+        };
+        let process = process.map_err(failed)?;
         drop(fds);
         let output = Tail::default();
-        if let Some(stdout) = child.stdout.take() {
-            output.follow(stdout);
+        for stream in [OwnedFd::from(stdout), OwnedFd::from(stderr)] {
+            output.follow(Receiver::from_owned_fd(stream).map_err(failed)?);
         }
-        if let Some(stderr) = child.stderr.take() {
-            output.follow(stderr);
-        }
-        Ok(Helper { name, child, output })
+        Ok(Helper { name, process, output })
     }
 }
 
@@ -178,11 +193,12 @@ fn forbid_core_files() {
 fn become_identity(identity: Identity) -> io::Result<()> {
     let Identity::Stranger { id, group } = identity else { return Ok(()) };
     let group = group.unwrap_or(id);
+    // Not the C library's functions, which act on all threads that it remembers (`nptl`(7)).
     // SAFETY: plain system calls; `group` outlives the call that reads it.
     let done = unsafe {
-        libc::setgroups(1, &raw const group) == 0
-            && libc::setresgid(id, id, id) == 0
-            && libc::setresuid(id, id, id) == 0
+        libc::syscall(libc::SYS_setgroups, 1, &raw const group) == 0
+            && libc::syscall(libc::SYS_setresgid, id, id, id) == 0
+            && libc::syscall(libc::SYS_setresuid, id, id, id) == 0
     };
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -195,12 +211,12 @@ impl Helper {
 
     /// Waits until it has ended. May be called again, and dropped at any time.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait().await
+        self.process.wait().await
     }
 
     /// Waits until it has ended, which it should not have.
     pub(crate) async fn failed(&mut self) -> ProcessError {
-        let status = match self.child.wait().await {
+        let status = match self.process.wait().await {
             Ok(status) => describe(status),
             Err(error) => error.to_string(),
         };
@@ -211,7 +227,7 @@ impl Helper {
 
     /// Its process and those directly below: with bubblewrap, the monitor outside and the program.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let Some(pid) = self.child.id() else { return Vec::new() };
+        let Some(pid) = self.process.id() else { return Vec::new() };
         let children =
             std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         std::iter::once(pid)
@@ -225,9 +241,9 @@ impl Helper {
         for program in self.processes().into_iter().skip(1) {
             let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGKILL);
         }
-        let _ = tokio::time::timeout(KILL_PATIENCE, self.child.wait()).await;
-        let _ = self.child.start_kill();
-        let _ = self.child.wait().await;
+        let _ = tokio::time::timeout(KILL_PATIENCE, self.process.wait()).await;
+        self.process.kill();
+        let _ = self.process.wait().await;
     }
 }
 
