@@ -149,6 +149,12 @@ impl Finished {
         complaints.map(|line| format!("{line}\n")).collect()
     }
 
+    /// Its stdout, as one value in JSON.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
+    }
+
     /// Checks its exit code.
     pub fn expect(self, code: i32) -> Finished {
         assert_eq!(

@@ -1,6 +1,9 @@
 //! A user of firn, with folders of its own.
 
-use crate::{Firn, Peer};
+use crate::process::{adopt_orphans, bury};
+use crate::{Firn, Grade, Peer, Process, descendants};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,16 +17,19 @@ const SOON: Duration = Duration::from_secs(60);
 const NORMAL_USER: u32 = 54_242;
 
 /// A home, a runtime folder and a cache; the cache is shared by all tests, because making a guest
-/// image takes seconds.
+/// image takes seconds. Its sandboxes are of one grade.
 #[derive(Debug)]
 pub struct Host {
     dir: TempDir,
     cache: PathBuf,
     user: Option<u32>,
+    grade: Grade,
+    /// Whether everything that is left of a sandbox is known to be a descendant of ours.
+    heir: bool,
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test suite's own settings")]
-fn setting(name: &str) -> Option<PathBuf> {
+pub(crate) fn setting(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
 }
 
@@ -41,9 +47,15 @@ impl Default for Host {
 }
 
 impl Host {
-    /// A new one.
+    /// A new one, whose sandboxes are of the grade that is given to who names none.
     #[must_use]
     pub fn new() -> Host {
+        Host::of(Grade::default())
+    }
+
+    /// A new one, whose sandboxes are of this grade.
+    #[must_use]
+    pub fn of(grade: Grade) -> Host {
         // Short, because socket paths are; open for passing through, because root's helpers run as
         // somebody else.
         let dir = tempfile::Builder::new().prefix("firn-").tempdir_in("/tmp").unwrap();
@@ -52,7 +64,7 @@ impl Host {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let cache = setting("FIRN_TEST_CACHE").unwrap_or_else(|| binaries().join("test-cache"));
-        Host { dir, cache, user: None }
+        Host { dir, cache, user: None, grade, heir: adopt_orphans() }
     }
 
     /// One with an empty cache.
@@ -65,8 +77,9 @@ impl Host {
 
     /// One that belongs to a normal user, where the tests run as root; else the same as any.
     #[must_use]
-    pub fn of_a_normal_user() -> Host {
+    pub fn of_a_normal_user(grade: Grade) -> Host {
         let mut host = Host::with_empty_cache();
+        host.grade = grade;
         if nix::unistd::geteuid().is_root() {
             for dir in [host.dir.path().to_owned(), host.home(), host.work()] {
                 std::os::unix::fs::chown(dir, Some(NORMAL_USER), Some(NORMAL_USER)).unwrap();
@@ -108,11 +121,30 @@ impl Host {
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Firn {
         let mut all = vec!["run"];
+        // The other grade is what `firn run` gives by itself, and is to be tested as that.
+        if self.grade == Grade::Jail {
+            all.extend(["--isolation", "jail"]);
+        }
         all.extend_from_slice(args);
         self.firn(&all)
     }
 
-    pub(crate) fn home(&self) -> PathBuf {
+    /// `firn run` with these options and a shell script, not started yet.
+    #[must_use]
+    pub fn sh(&self, options: &[&str], script: &str) -> Firn {
+        self.run(&[options, &["--", "sh", "-c", script]].concat())
+    }
+
+    /// `firn run` with these options and a Python script, which finds `args` in `sys.argv[1:]`, not
+    /// started yet.
+    #[must_use]
+    pub fn python(&self, options: &[&str], script: &str, args: &[&str]) -> Firn {
+        self.run(&[options, &["--", "python3", "-c", script], args].concat())
+    }
+
+    /// The caller's home.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
@@ -134,6 +166,13 @@ impl Host {
                 paths.map(|path| path.as_str().unwrap().into()).collect::<Vec<PathBuf>>()
             })
             .collect()
+    }
+
+    /// What of this host's sandboxes and firns lives, known by its ancestors.
+    #[must_use]
+    pub fn living(&self) -> Vec<Process> {
+        let _ = bury();
+        if self.heir { descendants() } else { Vec::new() }
     }
 
     /// The processes that have to do with this host's sandboxes: their command lines name its
@@ -175,7 +214,7 @@ impl Host {
     pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + SOON;
         while !condition() {
-            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            assert!(Instant::now() < deadline, "waited in vain until {what}: {:#?}", self.living());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -187,11 +226,11 @@ impl Host {
         // A killed process is gone a moment later than its parent.
         let deadline = Instant::now() + SOON;
         loop {
-            let processes = self.processes();
-            if processes.is_empty() {
+            let (processes, living) = (self.processes(), self.living());
+            if processes.is_empty() && living.is_empty() {
                 break;
             }
-            assert!(Instant::now() < deadline, "still running: {processes:#?}");
+            assert!(Instant::now() < deadline, "still running: {processes:#?} {living:#?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -200,7 +239,20 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.assert_clean();
+            return self.assert_clean();
+        }
+        // A test that failed leaves nothing to those after it either. First what the groups are, then
+        // what may be in them.
+        let cgroups = self.cgroups(&self.sandboxes());
+        for process in self.living() {
+            let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.living().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for cgroup in cgroups {
+            let _ = fs::remove_dir(cgroup);
         }
     }
 }

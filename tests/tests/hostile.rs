@@ -2,9 +2,12 @@
 //!
 //! What a scripted peer does in every phase of a conversation is tested beside the code, in
 //! `host/src/guest`; here it is the whole of firn that has to come to a clear end.
+//!
+//! Of the grade vm only: an image with another agent can be had there, and the agent of a jail is
+//! firn's own program, which the command cannot get at.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Finished, Host, binaries, collect};
+use firn_tests::{Finished, Host, binaries, collect, vm_only};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -47,7 +50,7 @@ fn failed_in_a_line(mode: &str, what: &str) -> Finished {
     done
 }
 
-#[test]
+vm_only!(a_hostile_hello);
 fn a_hostile_hello() {
     failed_in_a_line("garbage-hello", "broke the protocol during the handshake: unknown frame kind 0xff");
     failed_in_a_line(
@@ -58,13 +61,13 @@ fn a_hostile_hello() {
     failed_in_a_line("hello-then-gone", "closed the connection during its configuration");
 }
 
-#[test]
+vm_only!(a_hostile_guest_that_ends_itself);
 fn a_hostile_guest_that_ends_itself() {
     assert!(failed("power-off", &[]).stderr.contains("the guest ended by itself"));
     assert!(failed("exit", &[]).stderr.contains("the guest ended by itself"));
 }
 
-#[test]
+vm_only!(a_hostile_answer_to_a_command);
 fn a_hostile_answer_to_a_command() {
     let done = failed_in_a_line("escapes", "cannot run some-command: [2J]0;owned31m firn: all is well");
     assert!(done.stderr.len() < 2000, "{} bytes", done.stderr.len());
@@ -73,13 +76,13 @@ fn a_hostile_answer_to_a_command() {
     assert_eq!(done.text(), "the beginning\n");
 }
 
-#[test]
+vm_only!(a_hostile_end_of_a_command);
 fn a_hostile_end_of_a_command() {
     let done = failed_in_a_line("not-the-end", "broke the protocol during the shutdown: Stdout frame");
     assert_eq!(done.text(), "");
 }
 
-#[test]
+vm_only!(more_connections_than_one);
 fn more_connections_than_one() {
     let host = Host::new();
     let done = hostile(&host, "two-dials", &[]).finish().expect(0);
@@ -112,7 +115,7 @@ fn largest(mode: &str, args: &[&str]) -> (Finished, u64) {
     (done, watcher.join().unwrap())
 }
 
-#[test]
+vm_only!(a_console_that_never_stops);
 fn a_console_that_never_stops() {
     let (done, memory) = largest("console-flood", &[]);
     let done = done.expect(125);
@@ -124,7 +127,7 @@ fn a_console_that_never_stops() {
     assert!(memory < MOST_MEMORY, "{memory} KiB");
 }
 
-#[test]
+vm_only!(events_without_end);
 fn events_without_end() {
     // The agent never says that the command was started, only how much stdin it would like.
     let host = Host::new();

@@ -1,29 +1,33 @@
 //! What firn says when something it needs is not there.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+#![allow(clippy::print_stderr, reason = "a test that shows nothing on this host says so")]
 
-use firn_tests::{Host, binaries};
+use firn_tests::{Grade, Host, binaries, both_grades, jail_only, vm_only};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-#[test]
-fn programs_that_are_missing_are_named_with_what_to_do() {
-    let host = Host::new();
-    for (variable, part) in [
-        ("FIRN_BWRAP", "FIRN_BWRAP"),
-        ("FIRN_VIRTIOFSD", "FIRN_VIRTIOFSD"),
-        ("FIRN_QEMU", "FIRN_QEMU"),
-        ("FIRN_VHOST_DEVICE_VSOCK", "FIRN_VHOST_DEVICE_VSOCK"),
-        ("FIRN_AGENT", "FIRN_AGENT"),
-    ] {
-        let done =
-            host.run(&["--vmm", "qemu", "--", "true"]).env(variable, "/no/such/program").finish().expect(125);
-        assert!(done.stderr.contains(part) && done.stderr.contains("/no/such/program"), "{}", done.stderr);
+both_grades!(programs_that_are_missing_are_named_with_what_to_do);
+fn programs_that_are_missing_are_named_with_what_to_do(grade: Grade) {
+    let host = Host::of(grade);
+    let of_all = ["FIRN_BWRAP", "FIRN_AGENT"];
+    let (options, of_one): (&[&str], &[&str]) = match grade {
+        Grade::Jail => (&[], &[]),
+        Grade::Vm => (&["--vmm", "qemu"], &["FIRN_VIRTIOFSD", "FIRN_QEMU", "FIRN_VHOST_DEVICE_VSOCK"]),
+    };
+    let args = [options, &["--", "true"]].concat();
+    for variable in of_all.iter().chain(of_one) {
+        let done = host.run(&args).env(variable, "/no/such/program").finish().expect(125);
+        assert!(
+            done.stderr.contains(variable) && done.stderr.contains("/no/such/program"),
+            "{}",
+            done.stderr
+        );
     }
 }
 
-#[test]
-fn a_failure_is_a_result_for_programs_too() {
-    let host = Host::new();
+both_grades!(a_failure_is_a_result_for_programs_too);
+fn a_failure_is_a_result_for_programs_too(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["--json", "--", "true"]).env("FIRN_BWRAP", "/no/such/bwrap").finish().expect(125);
     let event: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((&event["type"], &event["sequence"]), (&"result".into(), &1.into()));
@@ -31,7 +35,29 @@ fn a_failure_is_a_result_for_programs_too() {
     assert!(event["payload"]["error"].as_str().unwrap().contains("/no/such/bwrap"));
 }
 
-#[test]
+// A jail needs nothing of a vm.
+jail_only!(what_only_a_vm_needs_may_be_missing);
+fn what_only_a_vm_needs_may_be_missing() {
+    let host = Host::of(Grade::Jail);
+    let mut run = host.run(&["--", "echo", "there"]);
+    for variable in ["FIRN_VIRTIOFSD", "FIRN_QEMU", "FIRN_VHOST_DEVICE_VSOCK", "FIRN_CLOUD_HYPERVISOR"] {
+        run = run.env(variable, "/no/such/program");
+    }
+    assert_eq!(run.finish().expect(0).text(), "there\n");
+}
+
+jail_only!(a_bubblewrap_that_does_not_work_is_told_with_its_own_words);
+fn a_bubblewrap_that_does_not_work_is_told_with_its_own_words() {
+    let host = Host::of(Grade::Jail);
+    let broken = host.work().join("broken");
+    fs::write(&broken, "#!/bin/sh\necho broken to pieces >&2\nexit 3\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let done = host.run(&["--", "true"]).env("FIRN_BWRAP", &broken).finish().expect(125);
+    assert!(done.stderr.contains("broken to pieces"), "{}", done.stderr);
+}
+
+// They are helpers of a vm only.
+vm_only!(helpers_that_do_not_work_are_told_with_their_own_words);
 fn helpers_that_do_not_work_are_told_with_their_own_words() {
     let host = Host::new();
     for variable in ["FIRN_VIRTIOFSD", "FIRN_QEMU", "FIRN_VHOST_DEVICE_VSOCK"] {
@@ -60,7 +86,7 @@ fn a_kernel_that_is_none_is_refused() {
     host.firn(&["image", "build", "--kernel", "/no/such", "--modules", "/usr/lib"]).finish().expect(125);
 }
 
-#[test]
+vm_only!(cloud_hypervisor_runs_a_command_or_is_refused_by_name);
 fn cloud_hypervisor_runs_a_command_or_is_refused_by_name() {
     let host = Host::new();
     let doctor = host.firn(&["doctor", "--json"]).finish();
@@ -80,9 +106,9 @@ fn cloud_hypervisor_runs_a_command_or_is_refused_by_name() {
     }
 }
 
-#[test]
-fn relative_and_unreadable_paths() {
-    let host = Host::new();
+both_grades!(relative_and_unreadable_paths);
+fn relative_and_unreadable_paths(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["-w", "no/such/folder", "--", "true"]).finish().expect(2);
     assert!(done.stderr.contains("no/such/folder"), "{}", done.stderr);
     fs::create_dir(host.work().join("sub")).unwrap();
@@ -91,9 +117,9 @@ fn relative_and_unreadable_paths() {
     assert_eq!(done.text(), "here");
 }
 
-#[test]
-fn a_runtime_folder_of_somebody_else_is_refused() {
-    let host = Host::new();
+both_grades!(a_runtime_folder_of_somebody_else_is_refused);
+fn a_runtime_folder_of_somebody_else_is_refused(grade: Grade) {
+    let host = Host::of(grade);
     let open = host.work().join("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();

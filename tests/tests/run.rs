@@ -1,7 +1,7 @@
-//! `firn run`: a command in a microVM behaves as a command.
+//! `firn run`: a command in a sandbox behaves as a command.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Host, collect};
+use firn_tests::{Grade, Host, both_grades, collect};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -24,26 +24,26 @@ fn read_until(child: &mut Child, wanted: &str) {
     }
 }
 
-#[test]
-fn the_main_job() {
-    let host = Host::new();
+both_grades!(the_main_job);
+fn the_main_job(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["--", "python3", "-c", "print(6*7)"]).finish().expect(0);
     assert_eq!(done.text(), "42\n");
     assert_eq!(done.complaints(), "");
 }
 
-#[test]
-fn streams_and_exit_code_are_the_commands() {
-    let host = Host::new();
+both_grades!(streams_and_exit_code_are_the_commands);
+fn streams_and_exit_code_are_the_commands(grade: Grade) {
+    let host = Host::of(grade);
     let script = "printf 'no newline'; printf 'a\\0b\\377' >&2; exit 7";
     let done = host.run(&["sh", "-c", script]).finish().expect(7);
     assert_eq!(done.text(), "no newline");
     assert!(done.stderr.ends_with("a\0b\u{fffd}"), "{:?}", done.stderr);
 }
 
-#[test]
-fn what_could_not_start_is_told_apart_from_what_exited() {
-    let host = Host::new();
+both_grades!(what_could_not_start_is_told_apart_from_what_exited);
+fn what_could_not_start_is_told_apart_from_what_exited(grade: Grade) {
+    let host = Host::of(grade);
     let missing = host.run(&["--", "no-such-program"]).finish().expect(127);
     assert!(missing.complaints().contains("cannot run no-such-program"), "{}", missing.stderr);
     let exited = host.run(&["--", "sh", "-c", "exit 127"]).finish().expect(127);
@@ -56,9 +56,9 @@ fn what_could_not_start_is_told_apart_from_what_exited() {
     assert!(nobody.complaints().contains("no such user"), "{}", nobody.stderr);
 }
 
-#[test]
-fn signals_are_exit_codes_and_are_passed_on() {
-    let host = Host::new();
+both_grades!(signals_are_exit_codes_and_are_passed_on);
+fn signals_are_exit_codes_and_are_passed_on(grade: Grade) {
+    let host = Host::of(grade);
     host.run(&["--", "sh", "-c", "kill -9 $$"]).finish().expect(128 + 9);
 
     let script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.1; done";
@@ -74,9 +74,9 @@ fn signals_are_exit_codes_and_are_passed_on() {
     let _ = collect(child).expect(128 + 15);
 }
 
-#[test]
-fn a_command_that_ignores_interrupts_is_ended_by_insisting() {
-    let host = Host::new();
+both_grades!(a_command_that_ignores_interrupts_is_ended_by_insisting);
+fn a_command_that_ignores_interrupts_is_ended_by_insisting(grade: Grade) {
+    let host = Host::of(grade);
     let script = "trap '' INT TERM; echo ready; while :; do sleep 0.1; done";
     let mut child = host.run(&["--", "sh", "-c", script]).spawn();
     read_until(&mut child, "ready");
@@ -87,36 +87,37 @@ fn a_command_that_ignores_interrupts_is_ended_by_insisting() {
     let _ = collect(child).expect(128 + 2);
 }
 
-#[test]
-fn an_interrupt_while_it_boots_leaves_nothing() {
-    let host = Host::new();
-    let child = host.run(&["--", "true"]).spawn();
+both_grades!(an_interrupt_while_it_comes_up_leaves_nothing);
+fn an_interrupt_while_it_comes_up_leaves_nothing(grade: Grade) {
+    let host = Host::of(grade);
+    // Not `true`: a jail would be through before the signal is there.
+    let child = host.run(&["--", "sleep", "1000"]).spawn();
     host.wait_until("a sandbox is there", || !host.sandboxes().is_empty());
     signal(&child, Signal::SIGINT);
     let _ = collect(child).expect(128 + 2);
 }
 
-#[test]
-fn stdin_is_streamed_to_its_end() {
-    let host = Host::new();
+both_grades!(stdin_is_streamed_to_its_end);
+fn stdin_is_streamed_to_its_end(grade: Grade) {
+    let host = Host::of(grade);
     let input: Vec<u8> = (0..10_000_000_u32).map(|number| ((number * 31) >> 3) as u8).collect();
     let done = host.run(&["--", "cat"]).stdin(input.clone()).finish().expect(0);
     assert!(done.stdout == input, "10 MB came back as {} bytes, changed", done.stdout.len());
 }
 
-#[test]
-fn stdin_that_nobody_reads_holds_nothing_up() {
-    let host = Host::new();
+both_grades!(stdin_that_nobody_reads_holds_nothing_up);
+fn stdin_that_nobody_reads_holds_nothing_up(grade: Grade) {
+    let host = Host::of(grade);
     let done =
         host.run(&["--", "sh", "-c", "exec <&-; echo done"]).stdin(vec![b'x'; 10_000_000]).finish().expect(0);
     assert_eq!(done.text(), "done\n");
     host.run(&["--timeout", "2s", "--", "sleep", "1000"]).stdin(vec![b'x'; 10_000_000]).finish().expect(124);
 }
 
-#[test]
-fn stdin_that_is_closed_is_empty() {
+both_grades!(stdin_that_is_closed_is_empty);
+fn stdin_that_is_closed_is_empty(grade: Grade) {
     use std::os::unix::process::CommandExt as _;
-    let host = Host::new();
+    let host = Host::of(grade);
     let mut command = host.run(&["--", "cat"]).into_command();
     #[allow(unsafe_code, reason = "a descriptor is closed between fork and exec")]
     // SAFETY: close(2) is async-signal-safe, and nothing else is done.
@@ -130,9 +131,9 @@ fn stdin_that_is_closed_is_empty() {
     assert_eq!(collect(child).expect(0).text(), "");
 }
 
-#[test]
-fn a_hundred_megabytes_on_both_streams_at_once() {
-    let host = Host::new();
+both_grades!(a_hundred_megabytes_on_both_streams_at_once);
+fn a_hundred_megabytes_on_both_streams_at_once(grade: Grade) {
+    let host = Host::of(grade);
     let script = "head -c 100000000 /dev/zero & head -c 100000000 /dev/zero | tr '\\0' x >&2; wait";
     let done = host.run(&["--", "sh", "-c", script]).finish().expect(0);
     assert_eq!(done.stdout.len(), 100_000_000);
@@ -140,9 +141,9 @@ fn a_hundred_megabytes_on_both_streams_at_once() {
     assert_eq!(done.stderr.bytes().filter(|byte| *byte == b'x').count(), 100_000_000);
 }
 
-#[test]
-fn endless_output_ends_with_the_timeout_or_its_reader() {
-    let host = Host::new();
+both_grades!(endless_output_ends_with_the_timeout_or_its_reader);
+fn endless_output_ends_with_the_timeout_or_its_reader(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["--timeout", "3s", "--", "yes"]).finish().expect(124);
     assert!(done.stdout.len() > 1_000_000);
     assert!(done.complaints().contains("killed: timeout 3s"), "{}", done.complaints());
@@ -153,16 +154,16 @@ fn endless_output_ends_with_the_timeout_or_its_reader() {
     let _ = collect(child).expect(128 + 13);
 }
 
-#[test]
-fn a_background_child_neither_holds_the_call_up_nor_survives_it() {
-    let host = Host::new();
+both_grades!(a_background_child_neither_holds_the_call_up_nor_survives_it);
+fn a_background_child_neither_holds_the_call_up_nor_survives_it(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["--", "sh", "-c", "sleep 10000 & setsid sleep 10000 & echo hi"]).finish().expect(0);
     assert_eq!(done.text(), "hi\n");
 }
 
-#[test]
-fn variables_folder_and_user_are_as_asked() {
-    let host = Host::new();
+both_grades!(variables_folder_and_user_are_as_asked);
+fn variables_folder_and_user_are_as_asked(grade: Grade) {
+    let host = Host::of(grade);
     let script = "pwd; id -un; echo $HOME; echo $GIVEN $PASSED ${SECRET-unset}; env | wc -l";
     let done = host
         .run(&[
@@ -189,9 +190,9 @@ fn variables_folder_and_user_are_as_asked() {
     assert_eq!(lines[..4], ["/tmp", "sandbox", "/home/sandbox", "a=b on unset"]);
 }
 
-#[test]
-fn json_events_are_lossless() {
-    let host = Host::new();
+both_grades!(json_events_are_lossless);
+fn json_events_are_lossless(grade: Grade) {
+    let host = Host::of(grade);
     let script = "echo one; printf 'two\\377\\n'; printf rest; echo err >&2; exit 5";
     let done = host.run(&["--json", "--", "sh", "-c", script]).finish().expect(5);
     let events: Vec<Value> = done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -208,14 +209,15 @@ fn json_events_are_lossless() {
     assert_eq!(result["type"], "result");
     assert_eq!(result["payload"]["exitCode"], 5);
     assert_eq!(result["payload"]["timedOut"], false);
-    assert_eq!(result["payload"]["isolation"]["requested"], "vm");
-    let degraded = result["payload"]["isolation"]["accelerator"] == "software";
-    assert_eq!(result["payload"]["isolation"]["degraded"], degraded);
+    let isolation = &result["payload"]["isolation"];
+    assert_eq!(isolation["requested"], grade.name());
+    assert_eq!(isolation["effective"], grade.name());
+    assert_eq!(isolation["degraded"], isolation["accelerator"] == "software");
 }
 
-#[test]
-fn a_terminal_is_a_terminal() {
-    let host = Host::new();
+both_grades!(a_terminal_is_a_terminal);
+fn a_terminal_is_a_terminal(grade: Grade) {
+    let host = Host::of(grade);
     let script = "tty; stty size; test -t 1 && echo yes; cat";
     let done =
         host.run(&["-t", "-e", "TERM=dumb", "--", "sh", "-c", script]).stdin("typed\n").finish().expect(0);
@@ -228,11 +230,11 @@ fn a_terminal_is_a_terminal() {
     assert_eq!(lines.len() - printed.len(), 2, "{lines:?}");
 }
 
-#[test]
-fn our_own_terminal_is_restored() {
+both_grades!(our_own_terminal_is_restored);
+fn our_own_terminal_is_restored(grade: Grade) {
     use nix::pty::openpty;
     use nix::sys::termios::{LocalFlags, tcgetattr};
-    let host = Host::new();
+    let host = Host::of(grade);
     let pty = openpty(None, None).unwrap();
     let before = tcgetattr(&pty.slave).unwrap();
     let mut command = host.run(&["-t", "--", "sh", "-c", "echo ready; kill -9 $$"]).into_command();
@@ -244,14 +246,29 @@ fn our_own_terminal_is_restored() {
     assert!(after.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON));
 }
 
-#[test]
-fn verbose_tells_phases_and_what_is_in_force() {
-    let host = Host::new();
+both_grades!(verbose_tells_phases_and_what_is_in_force);
+fn verbose_tells_phases_and_what_is_in_force(grade: Grade) {
+    let host = Host::of(grade);
     let done = host.run(&["-v", "--", "true"]).finish().expect(0);
-    for part in ["booting", "mounting", "the command", "isolation vm asked for, vm given", "network off"] {
+    let given = format!("isolation {0} asked for, {0} given", grade.name());
+    let phases: &[&str] = match grade {
+        Grade::Jail => &[],
+        Grade::Vm => &["booting", "mounting"],
+    };
+    for part in phases.iter().copied().chain(["the command", &given, "network off"]) {
         assert!(done.stderr.contains(part), "{part}: {}", done.stderr);
     }
     assert_eq!(done.text(), "");
+}
+
+#[test]
+fn a_grade_can_be_named_and_must_be_one() {
+    let host = Host::new();
+    let done = host.run(&["--isolation", "vm", "--json", "--", "true"]).finish().expect(0);
+    let result: Value = serde_json::from_str(done.text().lines().last().unwrap()).unwrap();
+    assert_eq!(result["payload"]["isolation"]["requested"], "vm");
+    let done = host.run(&["--isolation", "paper", "--", "true"]).finish().expect(2);
+    assert!(done.stderr.contains("jail") && done.stderr.contains("vm"), "{}", done.stderr);
 }
 
 #[test]
@@ -260,7 +277,7 @@ fn mistakes_on_the_command_line_are_explained() {
     for (args, part) in [
         (&["--memory", "12", "--", "true"][..], "128 MiB"),
         (&["--memory", "lots", "--", "true"], "512M"),
-        (&["--cpus", "0", "--", "true"], "1 to 255"),
+        (&["--cpus", "0", "--", "true"], "0.01"),
         (&["--disk", "4G", "--", "true"], "smaller"),
         (&["--timeout", "0", "--", "true"], "--timeout"),
         (&["--mount", "/usr", "--", "true"], "HOST:GUEST"),

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 use firn_protocol::{EndedBy, ExitStatus, Kind, Reply, Request};
-use firn_tests::{Host, collect, exec};
+use firn_tests::{Grade, Host, both_grades, collect, exec, vm_only};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::Child;
@@ -12,7 +12,8 @@ fn kill_9(child: &Child) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
 }
 
-#[test]
+// The only bomb without a bound: a guest has a kernel of its own. For jails see `limits.rs`.
+vm_only!(a_fork_bomb_hurts_only_the_guest);
 fn a_fork_bomb_hurts_only_the_guest() {
     let host = Host::new();
     let bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000";
@@ -20,18 +21,9 @@ fn a_fork_bomb_hurts_only_the_guest() {
     assert_eq!(done.code, 124, "{}", done.complaints());
 }
 
-#[test]
-fn a_memory_hog_hurts_only_the_guest() {
-    let host = Host::new();
-    let hog = "x = []\nwhile True: x.append(bytearray(10_000_000))";
-    let done = host.run(&["--memory", "256M", "--timeout", "100s", "--", "python3", "-c", hog]).finish();
-    // Killed by the guest's kernel, or told no by it: either way it ended, and said so.
-    assert!(done.code == 128 + 9 || done.stderr.contains("MemoryError"), "{}: {}", done.code, done.stderr);
-}
-
-#[test]
-fn a_full_disk_in_the_guest_is_the_commands_error() {
-    let host = Host::new();
+both_grades!(a_full_disk_is_the_commands_error);
+fn a_full_disk_is_the_commands_error(grade: Grade) {
+    let host = Host::of(grade);
     let done = host
         .run(&["--disk", "32M", "--", "sh", "-c", "cat /dev/zero > /fill; echo still here"])
         .finish()
@@ -39,7 +31,8 @@ fn a_full_disk_in_the_guest_is_the_commands_error() {
     assert_eq!(done.text(), "still here\n");
 }
 
-#[test]
+// A jail has no kernel of its own to end.
+vm_only!(a_guest_that_ends_itself_is_a_clear_error);
 fn a_guest_that_ends_itself_is_a_clear_error() {
     let host = Host::new();
     for last_act in
@@ -51,7 +44,8 @@ fn a_guest_that_ends_itself_is_a_clear_error() {
     }
 }
 
-#[test]
+// As above.
+vm_only!(what_a_guest_said_before_it_died_is_not_lost);
 fn what_a_guest_said_before_it_died_is_not_lost() {
     let host = Host::new();
     let script = "head -c 3000000 /dev/zero; sleep 1; echo o > /proc/sysrq-trigger; sleep 1000";
@@ -59,23 +53,25 @@ fn what_a_guest_said_before_it_died_is_not_lost() {
     assert_eq!(done.stdout.len(), 3_000_000);
 }
 
-#[test]
-fn an_agent_cannot_be_killed_from_inside() {
-    let host = Host::new();
+both_grades!(an_agent_cannot_be_killed_from_inside);
+fn an_agent_cannot_be_killed_from_inside(grade: Grade) {
+    let host = Host::of(grade);
     let script = "kill -9 1; kill -STOP 1; kill -TERM 1; sleep 0.5; echo alive";
     let done = host.run(&["--", "sh", "-c", script]).finish().expect(0);
     assert_eq!(done.text(), "alive\n");
 }
 
-#[test]
-fn a_command_that_kills_everything_is_over() {
-    let host = Host::new();
+both_grades!(a_command_that_kills_everything_is_over);
+fn a_command_that_kills_everything_is_over(grade: Grade) {
+    let host = Host::of(grade);
     let done =
         host.run(&["--timeout", "100s", "--", "sh", "-c", "kill -9 -1; kill -9 $PPID; sleep 1000"]).finish();
     assert_eq!(done.code, 128 + 9, "{}", done.complaints());
 }
 
-#[test]
+// An agent in a guest can be talked to by whoever may open its socket. That of a jail has none, on
+// purpose: many commands in one jail are tested beside the code.
+vm_only!(two_hundred_commands_in_one_guest);
 fn two_hundred_commands_in_one_guest() {
     let host = Host::new();
     let child = host.run(&["--", "sleep", "1000"]).spawn();
@@ -102,7 +98,8 @@ fn two_hundred_commands_in_one_guest() {
     host.firn(&["run", "--", "true"]).finish().expect(0);
 }
 
-#[test]
+// As above.
+vm_only!(sixteen_commands_at_once_in_one_guest);
 fn sixteen_commands_at_once_in_one_guest() {
     let host = Host::new();
     let child = host.run(&["--", "sleep", "1000"]).spawn();
@@ -130,7 +127,8 @@ fn sixteen_commands_at_once_in_one_guest() {
     host.run(&["--", "true"]).finish().expect(0);
 }
 
-#[test]
+// As above. That a timeout ends all of a jail is tested in `limits.rs`.
+vm_only!(a_timeout_ends_everything_the_command_started);
 fn a_timeout_ends_everything_the_command_started() {
     let host = Host::new();
     let child = host.run(&["--", "sleep", "1000"]).spawn();
@@ -149,9 +147,9 @@ fn a_timeout_ends_everything_the_command_started() {
     host.run(&["--", "true"]).finish().expect(0);
 }
 
-#[test]
-fn two_firns_at_once_do_not_disturb_each_other() {
-    let host = Host::new();
+both_grades!(two_firns_at_once_do_not_disturb_each_other);
+fn two_firns_at_once_do_not_disturb_each_other(grade: Grade) {
+    let host = Host::of(grade);
     let children: Vec<Child> = (0..3)
         .map(|number| host.run(&["--", "sh", "-c", &format!("sleep 1; echo {number}")]).spawn())
         .collect();
@@ -161,8 +159,8 @@ fn two_firns_at_once_do_not_disturb_each_other() {
 }
 
 /// Kills a `firn run` when `ready` says so and checks that the next command leaves nothing of it.
-fn killed_at(when: &str, ready: impl Fn(&Host) -> bool) {
-    let host = Host::new();
+fn killed_at(grade: Grade, when: &str, ready: impl Fn(&Host) -> bool) {
+    let host = Host::of(grade);
     let mut child =
         host.run(&["-w", ".", "--", "sh", "-c", "echo started > /workspace/started; sleep 1000"]).spawn();
     host.wait_until(when, || ready(&host) || child.try_wait().unwrap().is_some());
@@ -171,7 +169,9 @@ fn killed_at(when: &str, ready: impl Fn(&Host) -> bool) {
     let _ = collect(child);
     // Its helpers die with it, without anybody's help.
     let helpers = |line: &String| line.contains("sockets");
-    host.wait_until("the helpers are gone", || !host.processes().iter().any(helpers));
+    host.wait_until("the helpers are gone", || {
+        host.living().is_empty() && !host.processes().iter().any(helpers)
+    });
     // The rest goes with the next command.
     host.run(&["--", "true"]).finish().expect(0);
     for cgroup in cgroups {
@@ -180,26 +180,27 @@ fn killed_at(when: &str, ready: impl Fn(&Host) -> bool) {
     host.assert_clean();
 }
 
-#[test]
-fn kill_9_at_once_leaves_nothing() {
-    killed_at("at once", |_| true);
+both_grades!(kill_9_at_once_leaves_nothing);
+fn kill_9_at_once_leaves_nothing(grade: Grade) {
+    killed_at(grade, "at once", |_| true);
 }
 
-#[test]
-fn kill_9_when_the_place_is_made_leaves_nothing() {
-    killed_at("the place is made", |host| !host.sandboxes().is_empty());
+both_grades!(kill_9_when_the_place_is_made_leaves_nothing);
+fn kill_9_when_the_place_is_made_leaves_nothing(grade: Grade) {
+    killed_at(grade, "the place is made", |host| !host.sandboxes().is_empty());
 }
 
-#[test]
+// A jail has no such moments that could be seen from outside; `soak.rs` kills at random ones.
+vm_only!(kill_9_when_the_helpers_start_leaves_nothing);
 fn kill_9_when_the_helpers_start_leaves_nothing() {
-    killed_at("virtiofsd is started", |host| {
+    killed_at(Grade::Vm, "virtiofsd is started", |host| {
         host.sandboxes().first().is_some_and(|sandbox| sandbox.join("sockets/base").exists())
     });
 }
 
-#[test]
+vm_only!(kill_9_while_it_boots_leaves_nothing);
 fn kill_9_while_it_boots_leaves_nothing() {
-    killed_at("the guest boots", |host| {
+    killed_at(Grade::Vm, "the guest boots", |host| {
         let sandboxes = host.sandboxes();
         let booting = sandboxes.first().is_some_and(|sandbox| sandbox.join("sockets/vsock").exists());
         if booting {
@@ -209,7 +210,7 @@ fn kill_9_while_it_boots_leaves_nothing() {
     });
 }
 
-#[test]
-fn kill_9_while_the_command_runs_leaves_nothing() {
-    killed_at("the command runs", |host| host.work().join("started").exists());
+both_grades!(kill_9_while_the_command_runs_leaves_nothing);
+fn kill_9_while_the_command_runs_leaves_nothing(grade: Grade) {
+    killed_at(grade, "the command runs", |host| host.work().join("started").exists());
 }
