@@ -1,27 +1,34 @@
 //! The same things very often. `make soak` runs all of it, `make test` a sample.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Host, collect};
+use firn_tests::{Grade, Host, both_grades, collect, descendants, jail_only};
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// Kills `firn run` at random moments of its life and checks that the next command leaves nothing.
-fn random_kills(times: u32) {
-    let host = Host::new();
+fn random_kills(grade: Grade, times: u32) {
+    let host = Host::of(grade);
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
     let mut state = seed;
     let mut cgroups = BTreeSet::<PathBuf>::new();
+    let life = match grade {
+        Grade::Jail => 500,
+        Grade::Vm => 3500,
+    };
     for _ in 0..times {
         // xorshift64 (Marsaglia 2003).
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         let mut child = host.run(&["-w", ".", "--", "sh", "-c", "echo x > file; sleep 0.3"]).spawn();
-        std::thread::sleep(Duration::from_millis(state % 3500));
+        std::thread::sleep(Duration::from_millis(state % life));
         cgroups.extend(host.cgroups(&host.sandboxes()));
         child.kill().unwrap();
         let _ = collect(child);
+        // All die with firn, without anybody's help.
+        host.wait_until("nothing lives", || host.living().is_empty());
     }
     let _ = host.run(&["--", "true"]).finish().expect(0);
     for cgroup in cgroups {
@@ -31,32 +38,111 @@ fn random_kills(times: u32) {
     host.assert_clean();
 }
 
-/// Runs in pairs, all of which must succeed.
-fn many_runs(pairs: u32) {
-    let host = Host::new();
+/// What a run could leave that outlives it: mounts of the namespace we share with firn, files in the
+/// folders it works in, descriptors of ours.
+fn traces(host: &Host) -> (BTreeSet<String>, [usize; 4]) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let folders = [host.runtime(), host.runtime().join("sandboxes"), host.work(), "/proc/self/fd".into()];
+    let count = |dir: PathBuf| fs::read_dir(dir).unwrap().count();
+    (mounts.lines().map(str::to_owned).collect(), folders.map(count))
+}
+
+/// The control groups, in every hierarchy, that are named after a sandbox.
+fn cgroups_of(ids: &BTreeSet<String>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        // One that has gone meanwhile is not left.
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let name = entry.file_name();
+                let name = name.to_str().unwrap_or_default();
+                if ids.contains(name.rsplit('-').next().unwrap_or_default()) {
+                    found.push(entry.path());
+                }
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Runs in pairs, all of which must succeed and leave nothing.
+fn many_runs(grade: Grade, pairs: u32) {
+    let host = Host::of(grade);
+    // The first may keep what it has measured of the host, and make an image.
+    let _ = host.run(&["--", "true"]).finish().expect(0);
+    // The control: the groups of one that runs are found by its name, where it is given any.
+    let mut child = host.run(&["--", "sleep", "1000"]).spawn();
+    host.wait_until("it runs", || {
+        host.sandboxes().iter().any(|sandbox| sandbox.join("record.json").exists())
+    });
+    let id = host.sandboxes()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let given = host.cgroups(&host.sandboxes());
+    let found = || cgroups_of(&BTreeSet::from([id.clone()]));
+    host.wait_until("its groups are found", || given.iter().all(|group| found().contains(group)));
+    child.kill().unwrap();
+    let _ = collect(child);
+    host.wait_until("nothing lives", || host.living().is_empty());
+    let _ = host.run(&["--", "true"]).finish().expect(0);
+    assert_eq!(found(), Vec::<PathBuf>::new());
+
+    let before = traces(&host);
+    let mut ids = BTreeSet::new();
     for number in 0..pairs {
-        let script = format!("echo {number}; exit {}", number % 100);
+        let script = format!("echo {number}; hostname; exit {}", number % 100);
         let children = [0, 1].map(|_| host.run(&["--", "sh", "-c", &script]).spawn());
         for child in children {
             let done = collect(child).expect(i32::try_from(number % 100).unwrap());
-            assert_eq!(done.text(), format!("{number}\n"));
+            let (first, name) = done.text().trim_end().split_once('\n').unwrap();
+            assert_eq!(first, number.to_string());
+            assert_eq!(done.complaints(), "");
+            // The host name of a sandbox is made from its id, which so is known to be another each time.
+            assert!(ids.insert(name.strip_prefix("firn-").unwrap().to_owned()), "{name} came twice");
         }
     }
+    assert_eq!(ids.len(), usize::try_from(2 * pairs).unwrap());
+    assert_eq!(cgroups_of(&ids), Vec::<PathBuf>::new());
+    assert_eq!(before, traces(&host));
+    // The dead that nobody has asked after would be inherited from firn by us, and count here.
+    let living = descendants();
+    assert!(living.is_empty(), "{living:?}");
 }
 
-#[test]
-fn a_few_random_kills_leave_nothing() {
-    random_kills(5);
+both_grades!(a_few_random_kills_leave_nothing);
+fn a_few_random_kills_leave_nothing(grade: Grade) {
+    let times = match grade {
+        Grade::Jail => 20,
+        Grade::Vm => 5,
+    };
+    random_kills(grade, times);
 }
 
-#[test]
-#[ignore = "takes minutes: make soak"]
-fn soak_random_kills_leave_nothing() {
-    random_kills(100);
+both_grades!(
+    #[ignore = "takes minutes: make soak"]
+    soak_random_kills_leave_nothing
+);
+fn soak_random_kills_leave_nothing(grade: Grade) {
+    let times = match grade {
+        Grade::Jail => 500,
+        Grade::Vm => 100,
+    };
+    random_kills(grade, times);
 }
 
-#[test]
-#[ignore = "takes minutes: make soak"]
-fn soak_two_hundred_runs_succeed() {
-    many_runs(100);
+jail_only!(a_hundred_runs_leave_nothing);
+fn a_hundred_runs_leave_nothing() {
+    many_runs(Grade::Jail, 50);
+}
+
+both_grades!(
+    #[ignore = "takes minutes: make soak"]
+    soak_many_runs_leave_nothing
+);
+fn soak_many_runs_leave_nothing(grade: Grade) {
+    let pairs = match grade {
+        Grade::Jail => 1000,
+        Grade::Vm => 100,
+    };
+    many_runs(grade, pairs);
 }
