@@ -83,8 +83,8 @@ fn nobody_but_firn_holds_the_callers_descriptors(grade: Grade) {
     assert_eq!(count, 0, "{holders}");
 }
 
-both_grades!(signals_mask_and_limits_are_as_in_a_fresh_login);
-fn signals_mask_and_limits_are_as_in_a_fresh_login(grade: Grade) {
+both_grades!(ignored_and_blocked_signals_are_not_passed_on);
+fn ignored_and_blocked_signals_are_not_passed_on(grade: Grade) {
     let host = Host::of(grade);
     let odd = |command: &mut Command| {
         #[allow(unsafe_code, reason = "signals are set between fork and exec")]
@@ -99,24 +99,44 @@ fn signals_mask_and_limits_are_as_in_a_fresh_login(grade: Grade) {
                 libc::sigaddset(&mut set, libc::SIGUSR2);
                 libc::sigaddset(&mut set, libc::SIGALRM);
                 libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-                libc::umask(0o077);
                 Ok(())
             });
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     };
     // Without signals 32 and 33, which are the C library's own.
-    let script = "grep -E '^Sig(Blk|Ign):' /proc/self/status | tr -d '\\t' | sed -E 's/[0-9a-f]{8}$/ &/; s/ [89a-f]/ 0/'; umask";
+    let script = "grep -E '^Sig(Blk|Ign):' /proc/self/status | tr -d '\\t' | sed -E 's/[0-9a-f]{8}$/ &/; s/ [89a-f]/ 0/'";
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script]);
     odd(&mut command);
     let outside = collect(command.spawn().unwrap()).expect(0);
-    assert_eq!(outside.text(), "SigBlk:00000000 00002800\nSigIgn:00000000 00001201\n0077\n");
+    assert_eq!(outside.text(), "SigBlk:00000000 00002800\nSigIgn:00000000 00001201\n");
 
     let mut command = host.sh(&[], script).into_command();
     odd(&mut command);
     let inside = collect(command.spawn().unwrap()).expect(0);
-    assert_eq!(inside.text(), "SigBlk:00000000 00000000\nSigIgn:00000000 00000000\n0022\n");
+    assert_eq!(inside.text(), "SigBlk:00000000 00000000\nSigIgn:00000000 00000000\n");
+}
+
+both_grades!(a_strict_umask_is_neither_passed_on_nor_in_the_way);
+fn a_strict_umask_is_neither_passed_on_nor_in_the_way(grade: Grade) {
+    let host = Host::of(grade);
+    let strict = |mut command: Command| {
+        #[allow(unsafe_code, reason = "the mask is set between fork and exec")]
+        // SAFETY: umask(2) is async-signal-safe, and nothing else is done.
+        unsafe {
+            command.pre_exec(|| {
+                libc::umask(0o077);
+                Ok(())
+            });
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        collect(command.spawn().unwrap()).expect(0).text().to_owned()
+    };
+    let mut outside = Command::new("/bin/sh");
+    outside.args(["-c", "umask"]);
+    assert_eq!(strict(outside), "0077\n");
+    assert_eq!(strict(host.sh(&["-w", "."], "umask").into_command()), "0022\n");
 }
 
 both_grades!(the_callers_terminal_takes_no_input_from_inside);
