@@ -52,6 +52,8 @@ mod doctor;
 
 /// Runs the command the process was started with.
 pub fn main() -> ExitCode {
+    // Folders are made with the permissions they need: root's helpers pass through some as strangers.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // clap prints help on stdout and mistakes on stderr, in the terminal's width and colours.

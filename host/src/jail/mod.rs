@@ -15,7 +15,7 @@ use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::door::Door;
 use crate::sys::identity::Identity;
-use crate::sys::process::{Helper, HelperCommand, ProcessError};
+use crate::sys::process::{Helper, HelperCommand, Lifetime, ProcessError};
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
 use std::fs::File;
@@ -153,6 +153,7 @@ impl Bringup<'_> {
             fds: vec![agent, agents_end],
             staged: all_staged,
             folder: self.folder.to_owned(),
+            lifetime: Lifetime::OfADoor,
         };
         Ok((self.start(door, helper, Boundary::Wrapper)?, artifact.wrapper(variables)))
     }

@@ -11,7 +11,7 @@
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
-use crate::sys::spawn::{Process, Program};
+use crate::sys::spawn::{Pids, Process, Program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,19 @@ pub(crate) struct HelperCommand {
     pub(crate) staged: Vec<Staged>,
     /// Its working directory: where it belongs, not where the caller happens to be.
     pub(crate) folder: PathBuf,
+    /// What ends it.
+    pub(crate) lifetime: Lifetime,
+}
+
+/// What ends a helper when we are killed. bubblewrap passes a death signal on, but not from its first
+/// moment: killed before, it leaves a child behind that waits for ever, or starts what it was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// We do. Where we are root it has a pid namespace of its own, so that bubblewrap cannot leave
+    /// anything behind.
+    Ours,
+    /// It also ends itself, when a socket pair does that we hold the other end of.
+    OfADoor,
 }
 
 /// A helper could not be started or did not stay up.
@@ -96,7 +109,7 @@ pub(crate) struct Helper {
 impl HelperCommand {
     /// Starts it in `cgroup`.
     pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
-        let HelperCommand { name, program, args, identity, fds, staged, folder } = self;
+        let HelperCommand { name, program, args, identity, fds, staged, folder, lifetime } = self;
         let Wrapped { program, args, variable } = cgroup.wrap(program, args);
         let failed = |source| ProcessError::Start { name, program: program.clone(), source };
         let entry = cgroup.entry().map_err(failed)?;
@@ -105,7 +118,6 @@ impl HelperCommand {
         let folder =
             CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other).map_err(failed)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
-        let parent = std::process::id();
         let null = File::open("/dev/null").map_err(failed)?;
         let (stdout, to_stdout) = io::pipe().map_err(failed)?;
         let (stderr, to_stderr) = io::pipe().map_err(failed)?;
@@ -120,6 +132,10 @@ impl HelperCommand {
             args,
             env: env.into_iter().collect(),
             stdio: [null.into(), to_stdout.into(), to_stderr.into()],
+            pids: match lifetime {
+                Lifetime::Ours if nix::unistd::Uid::effective().is_root() => Pids::Own,
+                Lifetime::Ours | Lifetime::OfADoor => Pids::Shared,
+            },
         };
         // SAFETY: only system calls are made, on values that were prepared before.
         let process = unsafe {
@@ -141,9 +157,7 @@ impl HelperCommand {
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                     return Err(io::Error::last_os_error());
                 }
-                if libc::getppid().cast_unsigned() != parent {
-                    libc::_exit(125);
-                }
+                keep_descriptors()?;
                 for fd in &inherited {
                     if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
                         return Err(io::Error::last_os_error());
@@ -187,6 +201,30 @@ fn forbid_core_files() {
     let none = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
     // SAFETY: a plain system call on a value that outlives it.
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+}
+
+/// Has every descriptor above stderr closed by the exec to come: ours already are, but whoever started
+/// us may have passed some on. Async-signal-safe.
+fn keep_descriptors() -> io::Result<()> {
+    /// Of linux/close_range.h.
+    const CLOEXEC: libc::c_uint = 4;
+    /// Before Linux 5.11 they are gone through one by one, to the usual limit.
+    const USUAL_LIMIT: RawFd = 1024;
+    // SAFETY: plain system calls on numbers.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOEXEC) == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
+                for fd in 3..USUAL_LIMIT {
+                    libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+                }
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
 }
 
 /// Gives up root for another identity. Async-signal-safe.

@@ -36,6 +36,16 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// Whether a process and all below it are in a pid namespace of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pids {
+    /// They are: when the process ends, the kernel ends all of them, at any moment of their lives. Only
+    /// root can have it so.
+    Own,
+    /// They are not.
+    Shared,
+}
+
 /// What is to be executed.
 #[derive(Debug)]
 pub(super) struct Program {
@@ -47,6 +57,8 @@ pub(super) struct Program {
     pub(super) env: Vec<OsString>,
     /// Its stdin, stdout and stderr.
     pub(super) stdio: [OwnedFd; 3],
+    /// Its place among processes.
+    pub(super) pids: Pids,
 }
 
 /// Whether a new process is in its group already.
@@ -81,7 +93,7 @@ impl Program {
         group: Option<BorrowedFd<'_>>,
         prepare: impl FnOnce(Born) -> io::Result<()>,
     ) -> io::Result<Process> {
-        let Program { path, args, env, stdio } = self;
+        let Program { path, args, env, stdio, pids } = self;
         let path = c_string(path.into())?;
         let args: Vec<CString> = args.into_iter().map(c_string).collect::<io::Result<_>>()?;
         let env: Vec<CString> = env.into_iter().map(c_string).collect::<io::Result<_>>()?;
@@ -92,10 +104,18 @@ impl Program {
         let (complaint, complain) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
 
         // SAFETY: what the child does is said below.
-        let (pid, born) = unsafe { fork_into(group)? };
+        let (pid, born) = unsafe { fork_into(group, pids)? };
         if pid == 0 {
-            // SAFETY: system calls on what was made above; `prepare` keeps to the same by contract.
-            let failure = unsafe { become_program(&path, &argv, &envp, &stdio, || prepare(born)) };
+            // From here on there are only system calls on what was made above; `prepare` keeps to the
+            // same by contract.
+            drop(complaint);
+            let prepare = || {
+                prepare(born)?;
+                // Whoever died before `prepare` asked for a death signal is not noticed by that.
+                if heard(&complain) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPIPE)) }
+            };
+            // SAFETY: as said.
+            let failure = unsafe { become_program(&path, &argv, &envp, &stdio, prepare) };
             // SAFETY: as before; the descriptor is open until this process ends, which is now.
             unsafe {
                 let errno = failure.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
@@ -146,18 +166,23 @@ fn end(pid: libc::pid_t) -> Option<ExitStatus> {
 ///
 /// # Safety
 /// The copy may only do what [`Program::start`] says.
-unsafe fn fork_into(group: Option<BorrowedFd<'_>>) -> io::Result<(libc::pid_t, Born)> {
-    if let Some(group) = group {
+unsafe fn fork_into(group: Option<BorrowedFd<'_>>, pids: Pids) -> io::Result<(libc::pid_t, Born)> {
+    let (into, born) = if group.is_some() { (CLONE_INTO_CGROUP, Born::InGroup) } else { (0, Born::Outside) };
+    let own = match pids {
+        Pids::Own => u64::from(libc::CLONE_NEWPID.cast_unsigned()),
+        Pids::Shared => 0,
+    };
+    if into | own != 0 {
         let args = CloneArgs {
-            flags: CLONE_INTO_CGROUP,
+            flags: into | own,
             exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or_default(),
-            cgroup: u64::try_from(group.as_raw_fd()).unwrap_or_default(),
+            cgroup: group.and_then(|group| u64::try_from(group.as_raw_fd()).ok()).unwrap_or_default(),
             ..CloneArgs::default()
         };
         // SAFETY: without CLONE_VM the child has a copy of everything, this stack included.
         let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
         if pid >= 0 {
-            return Ok((libc::pid_t::try_from(pid).map_err(io::Error::other)?, Born::InGroup));
+            return Ok((libc::pid_t::try_from(pid).map_err(io::Error::other)?, born));
         }
         match io::Error::last_os_error() {
             // An older kernel, or a filter that forbids what it cannot look into.
@@ -174,6 +199,14 @@ unsafe fn fork_into(group: Option<BorrowedFd<'_>>) -> io::Result<(libc::pid_t, B
         -1 => Err(io::Error::last_os_error()),
         pid => Ok((pid, Born::Outside)),
     }
+}
+
+/// Whether the other end of a pipe is still open. Async-signal-safe.
+fn heard(pipe: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: a plain system call on a value that outlives it.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & libc::POLLERR == 0
 }
 
 /// What the new process does. Gives the reason why it is not the program.
@@ -291,6 +324,7 @@ mod tests {
             args: args.iter().map(OsString::from).collect(),
             env: vec!["A=b c".into()],
             stdio: [null(), write.into(), null()],
+            pids: Pids::Shared,
         };
         (program, read)
     }
@@ -335,6 +369,25 @@ mod tests {
         assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
         drop(process);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_below_a_process_with_its_own_pids_ends_with_it() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // A child that nothing would end, and that holds the pipe.
+        let (mut program, mut output) =
+            program("/bin/sh", &["-c", "setsid sleep 600 & echo $$; exec sleep 600"]);
+        program.pids = Pids::Own;
+        // SAFETY: nothing is done.
+        let process = unsafe { program.start(None, |_| Ok(())) }.unwrap();
+        let mut byte = [0; 2];
+        io::Read::read_exact(&mut output, &mut byte).unwrap();
+        assert_eq!(&byte, b"1\n");
+        drop(process);
+        // The end of the file is the end of both.
+        io::Read::read_to_end(&mut output, &mut Vec::new()).unwrap();
     }
 
     #[tokio::test]

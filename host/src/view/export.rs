@@ -93,6 +93,14 @@ impl Exporter<'_> {
                 Access::ReadOnly => namespace.read_only(&share.host, &path),
                 Access::ReadWrite => namespace.read_write(&share.host, &path),
             }
+            // What is shown over a part of it is an export of its own, which the guest's root can take
+            // away to see what is below. So it is there too.
+            for (over, below) in view.shares.iter().filter_map(|over| Some((over, over.part_of(share)?))) {
+                match over.access {
+                    Access::ReadOnly => namespace.read_only(&over.host, &path.join(below)),
+                    Access::ReadWrite => namespace.read_write(&over.host, &path.join(below)),
+                }
+            }
         }
         let (uid, gid) = identity.inside().unwrap_or_else(identity::caller);
         let ids = [("uid", uid), ("gid", gid)].into_iter().flat_map(|(id, ours)| {

@@ -163,7 +163,10 @@ fn mask_proc(namespace: &mut Bubblewrap) -> io::Result<()> {
             namespace.freeze(&path);
         }
     }
-    let boot_id = proc.join("sys/kernel/random/boot_id");
+    // What is there of the jail's own namespaces would be its root's to change.
+    let settings = proc.join("sys");
+    namespace.read_only(&settings, &settings);
+    let boot_id = settings.join("kernel/random/boot_id");
     namespace.mask(uuid()?.as_bytes(), &boot_id)
 }
 

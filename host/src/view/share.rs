@@ -104,6 +104,13 @@ impl Share {
         Ok(Share { host: resolve(Path::new(host), access)?, target, access })
     }
 
+    /// The path inside `other` that this is, on the host and in the sandbox alike.
+    pub(crate) fn part_of(&self, other: &Share) -> Option<&Path> {
+        let (host, target) =
+            (self.host.strip_prefix(&other.host).ok()?, self.target.strip_prefix(&other.target).ok()?);
+        (host == target && !host.as_os_str().is_empty()).then_some(host)
+    }
+
     /// Refuses two shares at the same place.
     pub(crate) fn check_all(shares: &[Share]) -> Result<(), ShareError> {
         for (index, share) in shares.iter().enumerate() {
@@ -219,6 +226,21 @@ mod tests {
         assert!(matches!(refused, Err(ShareError::OthersFolder { verb: "write", .. })), "{refused:?}");
         let refused = check(0o750, Access::ReadOnly);
         assert!(matches!(refused, Err(ShareError::OthersFolder { verb: "read", .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_share_can_be_a_part_of_another() {
+        let share = |host: &str, target: &str| Share {
+            host: host.into(),
+            target: target.into(),
+            access: Access::ReadOnly,
+        };
+        let outer = share("/h", "/workspace");
+        assert_eq!(share("/h/a/b", "/workspace/a/b").part_of(&outer), Some(Path::new("a/b")));
+        assert_eq!(share("/h/a", "/workspace/b").part_of(&outer), None);
+        assert_eq!(share("/h/a", "/data").part_of(&outer), None);
+        assert_eq!(share("/ha", "/workspacea").part_of(&outer), None);
+        assert_eq!(outer.part_of(&outer), None);
     }
 
     #[test]
