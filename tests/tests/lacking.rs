@@ -144,3 +144,21 @@ fn images_can_be_listed_inspected_and_rebuilt() {
     assert!(agent <= 4_000_000, "the agent has {agent} bytes");
     host.firn(&["image", "inspect", "no-such-image"]).finish().expect(125);
 }
+
+// A jail is what is left when there can be no vm.
+vm_only!(a_jail_is_given_for_a_vm_only_when_that_was_allowed);
+fn a_jail_is_given_for_a_vm_only_when_that_was_allowed() {
+    let host = Host::of(Grade::Vm);
+    let args = ["--json", "--vmm", "qemu", "--", "echo", "here"];
+    let done = host.run(&args).env("FIRN_QEMU", "/no/such/qemu").finish().expect(125);
+    assert!(!done.text().contains("\"here\""), "{}", done.text());
+    let args = ["--allow-degraded", "--json", "--vmm", "qemu", "--", "echo", "here"];
+    let done = host.run(&args).env("FIRN_QEMU", "/no/such/qemu").finish().expect(0);
+    assert!(done.stderr.contains("this is a jail (degraded isolation)"), "{}", done.stderr);
+    let result: serde_json::Value = serde_json::from_str(done.text().lines().last().unwrap()).unwrap();
+    let isolation = &result["payload"]["isolation"];
+    assert_eq!(isolation["requested"], "vm");
+    assert_eq!(isolation["effective"], "jail");
+    assert_eq!(isolation["degraded"], true);
+    assert!(isolation["reason"].as_str().unwrap().contains("/no/such/qemu"), "{isolation}");
+}

@@ -15,7 +15,7 @@ use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::door::Door;
 use crate::sys::identity::Identity;
-use crate::sys::process::{Helper, HelperCommand, Lifetime, ProcessError};
+use crate::sys::process::{Helper, HelperCommand, Pids, ProcessError};
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
 use std::fs::File;
@@ -153,7 +153,8 @@ impl Bringup<'_> {
             fds: vec![agent, agents_end],
             staged: all_staged,
             folder: self.folder.to_owned(),
-            lifetime: Lifetime::OfADoor,
+            // The agent finds what a command has left by the numbers in `/proc`, which is the host's here.
+            pids: Pids::Shared,
         };
         Ok((self.start(door, helper, Boundary::Wrapper)?, artifact.wrapper(variables)))
     }

@@ -6,7 +6,7 @@
 
 use crate::sys::identity::Identity;
 use crate::sys::idmap::Staged;
-use crate::sys::process::{HelperCommand, Lifetime, ProcessError};
+use crate::sys::process::{HelperCommand, Pids, ProcessError};
 use crate::sys::seccomp::{self, Confined};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -247,10 +247,7 @@ impl Bubblewrap {
             fds: self.fds,
             staged: self.staged,
             folder: self.folder,
-            lifetime: match confined {
-                Confined::Helper => Lifetime::Ours,
-                Confined::Jail => Lifetime::OfADoor,
-            },
+            pids: Pids::best(),
         })
     }
 }

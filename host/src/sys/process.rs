@@ -1,7 +1,9 @@
 //! Helper processes: the VMM and those that serve it, or a jail.
 //!
 //! A helper belongs to the sandbox that started it and never outlives this process: the kernel
-//! kills it when we die (`PR_SET_PDEATHSIG`), and the handle kills it when it is dropped. What it
+//! kills it when we die (`PR_SET_PDEATHSIG`), and the handle kills it when it is dropped. bubblewrap
+//! passes the death signal on, but not from its first moment: killed before, it leaves a child behind.
+//! So root's helpers have a pid namespace around bubblewrap, which the kernel ends with it. What it
 //! says on stderr is kept, the last of it, for the error that tells why it failed.
 //!
 //! `PR_SET_PDEATHSIG` is about the *thread* that forked. All helpers are started from the thread
@@ -11,7 +13,8 @@
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
-use crate::sys::spawn::{Pids, Process, Program};
+pub(crate) use crate::sys::spawn::Pids;
+use crate::sys::spawn::{Process, Program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -52,19 +55,8 @@ pub(crate) struct HelperCommand {
     pub(crate) staged: Vec<Staged>,
     /// Its working directory: where it belongs, not where the caller happens to be.
     pub(crate) folder: PathBuf,
-    /// What ends it.
-    pub(crate) lifetime: Lifetime,
-}
-
-/// What ends a helper when we are killed. bubblewrap passes a death signal on, but not from its first
-/// moment: killed before, it leaves a child behind that waits for ever, or starts what it was told to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lifetime {
-    /// We do. Where we are root it has a pid namespace of its own, so that bubblewrap cannot leave
-    /// anything behind.
-    Ours,
-    /// It also ends itself, when a socket pair does that we hold the other end of.
-    OfADoor,
+    /// Its place among processes. For what looks into `/proc` of the host only [`Pids::Shared`] will do.
+    pub(crate) pids: Pids,
 }
 
 /// A helper could not be started or did not stay up.
@@ -109,7 +101,7 @@ pub(crate) struct Helper {
 impl HelperCommand {
     /// Starts it in `cgroup`.
     pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
-        let HelperCommand { name, program, args, identity, fds, staged, folder, lifetime } = self;
+        let HelperCommand { name, program, args, identity, fds, staged, folder, pids } = self;
         let Wrapped { program, args, variable } = cgroup.wrap(program, args);
         let failed = |source| ProcessError::Start { name, program: program.clone(), source };
         let entry = cgroup.entry().map_err(failed)?;
@@ -132,10 +124,7 @@ impl HelperCommand {
             args,
             env: env.into_iter().collect(),
             stdio: [null.into(), to_stdout.into(), to_stderr.into()],
-            pids: match lifetime {
-                Lifetime::Ours if nix::unistd::Uid::effective().is_root() => Pids::Own,
-                Lifetime::Ours | Lifetime::OfADoor => Pids::Shared,
-            },
+            pids,
         };
         // SAFETY: only system calls are made, on values that were prepared before.
         let process = unsafe {

@@ -38,12 +38,19 @@ struct CloneArgs {
 
 /// Whether a process and all below it are in a pid namespace of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pids {
+pub(crate) enum Pids {
     /// They are: when the process ends, the kernel ends all of them, at any moment of their lives. Only
     /// root can have it so.
     Own,
     /// They are not.
     Shared,
+}
+
+impl Pids {
+    /// The better of the two that we can have.
+    pub(crate) fn best() -> Pids {
+        if nix::unistd::Uid::effective().is_root() { Pids::Own } else { Pids::Shared }
+    }
 }
 
 /// What is to be executed.

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::process::{HelperCommand, Lifetime};
+use crate::sys::process::{HelperCommand, Pids};
 
 /// Runs `script`, in which `event` writes one and `$console` is a file.
 fn acting(script: &str) -> CloudHypervisor {
@@ -23,7 +23,7 @@ fn acting(script: &str) -> CloudHypervisor {
         fds: vec![events_end.into(), console_end.into()],
         staged: Vec::new(),
         folder: "/".into(),
-        lifetime: Lifetime::Ours,
+        pids: Pids::best(),
     };
     let helper = helper.start(&Cgroup::none()).unwrap();
     let tail = Tail::default();

@@ -1,0 +1,142 @@
+//! Environments in nix-sandbox-mcp's layout: `firn run --env DIR`, code on stdin.
+#![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
+
+use firn_tests::{Firn, Grade, Host, both_grades, jail_only};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// The text that jail.nix writes for a wrapper, but for where it finds programs: variables that must be
+/// set, a passwd file kept at home, the project as a bind, and code from stdin.
+const WRAPPER: &str = r#"#!/bin/bash
+set -euo pipefail
+RUNTIME_ARGS=()
+mkdir -p ~/.local/share/jail.nix
+printf 'me:x:%s:%s::/:/bin/sh\n' "$(id -u)" "$(id -g)" > ~/.local/share/jail.nix/passwd
+if [ -n "${PROJECT_DIR:-}" ] && [ -d "$PROJECT_DIR" ]; then
+    RUNTIME_ARGS+=(--ro-bind "$PROJECT_DIR" "${PROJECT_MOUNT:-/project}")
+fi
+exec bwrap --unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup \
+    --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 \
+    --proc /proc --dev /dev --tmpfs /tmp --tmpfs /workspace \
+    --ro-bind ~/.local/share/jail.nix/passwd /etc/passwd \
+    --clearenv --setenv LANG "$LANG" --setenv TERM "$TERM" --setenv HOME /workspace --setenv PATH /usr/bin \
+    --new-session --die-with-parent "${RUNTIME_ARGS[@]}" -- \
+    bash -c 'cd /workspace; code="$(cat)"; exec python3 -c "$code"'
+"#;
+
+/// An artifact on the host that anybody can read.
+fn artifact(host: &Host, metadata: &str) -> PathBuf {
+    let folder = host.work().join("artifact");
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    fs::write(folder.join("metadata.json"), metadata).unwrap();
+    let run = folder.join("bin/run");
+    fs::write(&run, WRAPPER).unwrap();
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(host.work(), fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+fn python(host: &Host, folder: &Path, more: &[&str], code: &str) -> Firn {
+    let mut args = vec!["--env", folder.to_str().unwrap()];
+    args.extend_from_slice(more);
+    host.run(&args).stdin(code)
+}
+
+const METADATA: &str = r#"{"name":"py","interpreter_type":"python","timeout_seconds":60,"memory_mb":512}"#;
+
+both_grades!(code_on_stdin_runs_in_the_wrappers_jail);
+fn code_on_stdin_runs_in_the_wrappers_jail(grade: Grade) {
+    let host = Host::of(grade);
+    let folder = artifact(&host, METADATA);
+    let code = "import os, sys; print(1 + 1, os.getcwd(), len(open('/etc/passwd').readlines()))\n\
+                print('err', file=sys.stderr); sys.exit(5)";
+    let done = python(&host, &folder, &[], code).finish().expect(5);
+    assert_eq!(done.text(), "2 /workspace 1\n");
+    assert!(done.stderr.contains("err"), "{}", done.stderr);
+    let empty = python(&host, &folder, &[], "").finish().expect(0);
+    assert_eq!(empty.text(), "");
+}
+
+both_grades!(a_project_is_shown_read_only);
+fn a_project_is_shown_read_only(grade: Grade) {
+    let host = Host::of(grade);
+    let folder = artifact(&host, METADATA);
+    let project = host.work().join("project");
+    fs::create_dir(&project).unwrap();
+    fs::write(project.join("file"), "of the host").unwrap();
+    let code = "print(open('/project/file').read())\nopen('/project/new', 'w')";
+    let share = format!("{}:ro", project.display());
+    let done = python(&host, &folder, &["-w", &share], code).finish().expect(1);
+    assert_eq!(done.text(), "of the host\n");
+    assert!(done.stderr.contains("Read-only file system"), "{}", done.stderr);
+    let refused = python(&host, &folder, &["-w", project.to_str().unwrap()], code).finish().expect(2);
+    assert!(refused.stderr.contains("-w PATH:ro"), "{}", refused.stderr);
+}
+
+both_grades!(what_the_metadata_says_are_limits);
+fn what_the_metadata_says_are_limits(grade: Grade) {
+    let host = Host::of(grade);
+    let metadata = r#"{"name":"py","interpreter_type":"python","timeout_seconds":3}"#;
+    let folder = artifact(&host, metadata);
+    let done = python(&host, &folder, &[], "while True: pass").finish().expect(124);
+    assert!(done.stderr.contains("killed: timeout 3s"), "{}", done.stderr);
+    let longer = python(&host, &folder, &["--timeout", "100s"], "print('in time')").finish().expect(0);
+    assert_eq!(longer.text(), "in time\n");
+}
+
+jail_only!(the_memory_of_the_metadata_is_enforced);
+// A guest's is its RAM, of which the kernel takes a part: other tests look at that.
+fn the_memory_of_the_metadata_is_enforced() {
+    let host = Host::of(Grade::Jail);
+    let metadata = r#"{"name":"py","interpreter_type":"python","memory_mb":64}"#;
+    let folder = artifact(&host, metadata);
+    let done = python(&host, &folder, &[], "x = bytearray(300_000_000)").finish();
+    let told = done.stderr.contains("memory limit 64 MiB") || done.stderr.contains("MemoryError");
+    assert!(done.code != 0 && told, "{}: {}", done.code, done.stderr);
+}
+
+both_grades!(what_a_wrapper_leaves_running_ends_with_it);
+fn what_a_wrapper_leaves_running_ends_with_it(grade: Grade) {
+    let host = Host::of(grade);
+    let folder = artifact(&host, METADATA);
+    let run = folder.join("bin/run");
+    fs::write(&run, "#!/bin/bash\nsetsid sleep 4711 &\n(trap '' TERM HUP; exec sleep 4712) &\ncat\n")
+        .unwrap();
+    let done = python(&host, &folder, &[], "said").finish().expect(0);
+    assert_eq!(done.text(), "said");
+    // The host checks, when it goes, that nothing is left.
+}
+
+jail_only!(what_the_environment_decides_is_not_claimed);
+// Around a wrapper in a vm firn's own protection is in force.
+fn what_the_environment_decides_is_not_claimed() {
+    let host = Host::of(Grade::Jail);
+    let folder = artifact(&host, METADATA);
+    let done = python(&host, &folder, &["--json"], "print(1)").finish().expect(0);
+    let result: serde_json::Value = serde_json::from_str(done.text().lines().last().unwrap()).unwrap();
+    let payload = &result["payload"];
+    assert_eq!(payload["isolation"]["effective"], "jail");
+    assert_eq!(payload["network"]["effective"], "the environment's");
+    assert!(payload["limits"]["disk"].get("effective").is_none(), "{payload}");
+    let disk = python(&host, &folder, &["--disk", "10M"], "print(1)").finish().expect(2);
+    assert!(disk.stderr.contains("--disk"), "{}", disk.stderr);
+}
+
+both_grades!(what_is_no_environment_is_explained);
+fn what_is_no_environment_is_explained(grade: Grade) {
+    let host = Host::of(grade);
+    let folder = artifact(&host, METADATA);
+    let path = folder.to_str().unwrap();
+    for (args, part) in [
+        (&["--env", "no-such", "--", "true"][..], "`host`"),
+        (&["--env", "/usr", "--", "true"], "metadata.json"),
+        (&["--env", path, "--", "true"], "stdin"),
+        (&["--env", path, "--user", "sandbox"], "--user"),
+        (&["--env", path, "-t"], "--tty"),
+        (&["--env", "host"], "CMD"),
+    ] {
+        let done = host.run(args).finish().expect(2);
+        assert!(done.stderr.contains(part), "{args:?}: {}", done.stderr);
+    }
+}
