@@ -6,7 +6,7 @@
 
 use super::protection::{Isolation, Maker, Protection};
 use super::spec::{Degraded, Grade};
-use super::store::{Place, Store, StoreError};
+use super::store::{Helpers, Place, Store, StoreError};
 use super::{SandboxId, Size, Spec};
 use crate::config::{Config, ConfigError, Program};
 use crate::env::{Environment, Wrapper};
@@ -179,7 +179,7 @@ impl Sandbox {
             // The guest has the processors it was given.
             cpus: None,
         };
-        let place = store.claim(backend.device(), &limits)?;
+        let place = store.claim(backend.device(), &limits, Helpers::Several)?;
         let hostname = format!("firn-{}", place.id());
         let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
         let wrapper = match &spec.environment {
@@ -224,7 +224,7 @@ impl Sandbox {
             processes: Some(spec.processes.saturating_add(JAIL_PROCESSES)),
             cpus: spec.cpus,
         };
-        let place = Store::open(&config.runtime_dir)?.claim(None, &limits)?;
+        let place = Store::open(&config.runtime_dir)?.claim(None, &limits, Helpers::One)?;
         if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
             return Err(LaunchError::Unenforceable);
         }

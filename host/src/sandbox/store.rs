@@ -144,6 +144,15 @@ pub(crate) struct Reaped {
     pub(crate) failed: Vec<(SandboxId, StoreError)>,
 }
 
+/// How many processes firn starts for a sandbox, which start all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Helpers {
+    /// bubblewrap, for a jail.
+    One,
+    /// The VMM and what serves it.
+    Several,
+}
+
 impl Store {
     /// The store in `runtime_dir`, which is made if it is not there.
     pub(crate) fn open(runtime_dir: &Path) -> Result<Store, StoreError> {
@@ -174,10 +183,18 @@ impl Store {
     /// Makes the place of a new sandbox: its folder, its record, then its control group, which holds
     /// it to `limits` as far as groups can: [`Place::mechanisms`] says how far. Its helpers will be
     /// able to open `device`.
-    pub(crate) fn claim(&self, device: Option<&Path>, limits: &Limits) -> Result<Place, StoreError> {
+    pub(crate) fn claim(
+        &self,
+        device: Option<&Path>,
+        limits: &Limits,
+        helpers: Helpers,
+    ) -> Result<Place, StoreError> {
         let id = SandboxId::random().map_err(StoreError::Name)?;
         let dir = self.dir.join(id.to_string());
-        let hierarchies = Hierarchies::find();
+        let hierarchies = match helpers {
+            Helpers::One => Hierarchies::find(),
+            Helpers::Several => Hierarchies::find().without_scopes(),
+        };
         let mechanisms = hierarchies.mechanisms();
         let cgroup = hierarchies.group(&format!("firn-{id}"), limits);
         let record = Record { version: RECORD_VERSION, owner: ProcessId::ours(), cgroups: cgroup.paths() };
@@ -375,7 +392,7 @@ mod tests {
     #[test]
     fn a_place_leaves_nothing() {
         let (_dir, store) = store();
-        let place = store.claim(None, &Limits::default()).unwrap();
+        let place = store.claim(None, &Limits::default(), Helpers::Several).unwrap();
         let cgroup = place.cgroup().path().map(Path::to_owned);
         assert!(place.make_sockets().unwrap().is_dir());
         assert!(cgroup.as_ref().is_none_or(|path| path.is_dir()));
@@ -387,8 +404,8 @@ mod tests {
     #[test]
     fn the_living_are_left_alone_and_the_dead_are_reaped() {
         let (_dir, store) = store();
-        let alive = store.claim(None, &Limits::default()).unwrap();
-        let dead = store.claim(None, &Limits::default()).unwrap();
+        let alive = store.claim(None, &Limits::default(), Helpers::Several).unwrap();
+        let dead = store.claim(None, &Limits::default(), Helpers::Several).unwrap();
         let dead_id = dead.id();
         let dead_group = dead.cgroup().path().map(Path::to_owned);
         // What is left of a killed owner: everything but the lock.

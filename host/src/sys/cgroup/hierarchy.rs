@@ -132,6 +132,12 @@ impl Hierarchies {
         Hierarchies { all, manager: None }
     }
 
+    /// The same without scopes, for sandboxes of more than one helper: only one process can be started
+    /// in a scope.
+    pub(crate) fn without_scopes(self) -> Hierarchies {
+        Hierarchies { manager: None, ..self }
+    }
+
     fn with(&self, controller: Controller) -> Option<&Hierarchy> {
         self.all.iter().find(|hierarchy| hierarchy.controllers.contains(&controller))
     }
@@ -381,6 +387,16 @@ mod tests {
         assert_eq!(none.mechanisms(), Mechanisms::WITHOUT_GROUPS);
         assert_eq!(none.parent(), None);
         assert!(none.group("x", &limits()).dirs.is_empty());
+    }
+
+    #[test]
+    fn no_scope_holds_more_than_one_helper() {
+        let managed = Hierarchies { all: Vec::new(), manager: Some(Manager::example()) };
+        assert!(managed.group("x", &limits()).scope.is_some());
+        assert_eq!(managed.mechanisms().memory, Mechanism::SystemdScope);
+        let unmanaged = managed.without_scopes();
+        assert!(unmanaged.group("x", &limits()).dirs.is_empty());
+        assert_eq!(unmanaged.mechanisms(), Mechanisms::WITHOUT_GROUPS);
     }
 
     #[test]

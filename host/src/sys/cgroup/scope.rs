@@ -84,6 +84,19 @@ impl Manager {
     }
 }
 
+#[cfg(test)]
+impl Manager {
+    /// One that can limit everything.
+    pub(super) fn example() -> Manager {
+        Manager {
+            systemd_run: "/usr/bin/systemd-run".into(),
+            runtime_dir: "/run/user/7".into(),
+            group: "/c/user@7.service".into(),
+            controllers: vec![Controller::Memory, Controller::Pids, Controller::Cpu],
+        }
+    }
+}
+
 /// The manager's group, without the leading slash, from `/proc/PID/cgroup` of the manager.
 fn own_group(groups: &str) -> Option<PathBuf> {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -144,12 +157,7 @@ mod tests {
 
     #[test]
     fn limits_are_properties_of_the_unit() {
-        let manager = Manager {
-            systemd_run: "/usr/bin/systemd-run".into(),
-            runtime_dir: "/run/user/7".into(),
-            group: "/c/user@7.service".into(),
-            controllers: vec![Controller::Memory, Controller::Pids, Controller::Cpu],
-        };
+        let manager = Manager::example();
         let limits = Limits { memory: Some(1 << 20), processes: Some(9), cpus: "1.255".parse().ok() };
         let scope = manager.scope("firn-0badcafe", &limits);
         assert_eq!(scope.path, Path::new("/c/user@7.service/app.slice/firn-0badcafe.scope"));
