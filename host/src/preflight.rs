@@ -368,14 +368,15 @@ impl Host<'_> {
             let found = format!("can be made in {}", parent.display());
             return Check::ok(NAME, found, "each sandbox has a group of its own, and is ended as one");
         }
-        let remedy = match self.caller {
-            Caller::User(_) => Some(
-                "systemd-run --user --scope -p Delegate=yes $SHELL  # and start firn from there".to_owned(),
-            ),
-            Caller::Root { .. } => None,
-        };
+        if self.cgroups.mechanisms().memory == Mechanism::SystemdScope {
+            let found = "made by your service manager, for jails";
+            let meaning =
+                "a jail has a group of its own; the processes of a VM are held together by their namespaces";
+            return Check::ok(NAME, found, meaning);
+        }
+        // What would help is said with the limits.
         let meaning = "sandboxes are held together by their process namespaces alone";
-        Check::lacks(NAME, Status::Warning, "none can be made", meaning, remedy)
+        Check::lacks(NAME, Status::Warning, "none can be made", meaning, None)
     }
 
     fn limits(&self) -> Check {

@@ -123,10 +123,9 @@ impl Failed {
             Failed::Launch(LaunchError::Choose(ChooseError::NeedsKvm(_))) => {
                 Some("without --vmm, firn emulates the guest in software: slower, and weaker isolation")
             }
-            Failed::Launch(LaunchError::Unenforceable) => Some(
-                "run firn in a group of your own (systemd-run --user --scope -p Delegate=yes firn …), or accept it \
-                 with --allow-degraded",
-            ),
+            Failed::Launch(LaunchError::Unenforceable) => {
+                Some("`firn doctor` shows what this host lacks for it; --allow-degraded does without")
+            }
             Failed::Launch(LaunchError::Vm(_) | LaunchError::Jail(_)) => {
                 Some("`firn doctor` shows what this host lacks")
             }

@@ -277,7 +277,9 @@ impl Store {
         // Killed before a record was written: then nothing else was made.
         let cgroup = record.map_or_else(Cgroup::none, |record| Cgroup::at(record.cgroups));
         let mechanisms = Mechanisms::WITHOUT_GROUPS;
-        Place { id, dir, cgroup, mechanisms, identity, lock: Some(lock) }.remove()?;
+        let mut place = Place { id, dir, cgroup, mechanisms, identity, lock: Some(lock) };
+        place.remove()?;
+        place.cgroup.dismiss();
         Ok(true)
     }
 }

@@ -223,6 +223,13 @@ impl Cgroup {
         }
     }
 
+    /// After [`Cgroup::destroy`] of a group whose owner was killed: has others forget it too.
+    pub(crate) fn dismiss(&self) {
+        for dir in self.dirs.iter().filter(|dir| scope::is_scope(&dir.path) && dir.path.exists()) {
+            scope::dismiss(&dir.path);
+        }
+    }
+
     /// Kills every process in the group and removes it. Waits at most `patience`.
     pub(crate) fn destroy(&self, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;

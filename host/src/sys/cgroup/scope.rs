@@ -12,6 +12,7 @@ use crate::sys::limits::Limits;
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// Where distributions have `systemd-run`: the last is NixOS's.
 const SYSTEMD_RUN: [&str; 3] =
@@ -107,6 +108,18 @@ fn own_group(groups: &str) -> Option<PathBuf> {
 /// Whether the group in this folder was made by a service manager.
 pub(super) fn is_scope(group: &Path) -> bool {
     group.extension().is_some_and(|extension| extension == "scope")
+}
+
+/// Has the service manager remove a scope that it believes to run although nothing is in it: its first
+/// process was killed before the manager had seen it. Of no use is no failure, and harms nobody.
+pub(super) fn dismiss(group: &Path) {
+    let Some(unit) = group.file_name() else { return };
+    let runtime_dir = format!("/run/user/{}", nix::unistd::Uid::effective());
+    let mut command = std::process::Command::new("systemctl");
+    command.args(["--user", "stop"]).arg(unit).env_clear().env("XDG_RUNTIME_DIR", runtime_dir);
+    command.env("PATH", "/usr/bin:/bin:/run/current-system/sw/bin");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _ = command.status();
 }
 
 /// A scope to be: one process is started in it.
