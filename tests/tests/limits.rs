@@ -34,8 +34,8 @@ fn more_memory_than_allowed_ends_the_command_and_says_so(grade: Grade) {
     assert_eq!(host.python(&limits, fits, &[]).finish().expect(0).text(), "50000000\n");
 }
 
-both_grades!(a_childs_memory_counts);
-fn a_childs_memory_counts(grade: Grade) {
+both_grades!(memory_of_children_counts);
+fn memory_of_children_counts(grade: Grade) {
     let host = Host::of(grade);
     let script = format!("import subprocess\nprint(subprocess.run(['python3', '-c', {HOG:?}]).returncode)");
     let done =
