@@ -10,6 +10,9 @@ mod floor;
 #[path = "../vm/report.rs"]
 #[allow(dead_code, reason = "shared with the other benchmark")]
 mod report;
+#[path = "../vm/stand_in.rs"]
+#[allow(dead_code, reason = "shared with the other benchmark")]
+mod stand_in;
 
 use firn_tests::Host;
 use floor::Floor;
@@ -29,8 +32,8 @@ const COMMANDS: [(&str, &[&str], f64); 2] = [
 const AT_ONCE: usize = 8;
 
 fn main() -> ExitCode {
-    if floor::stands_in() {
-        return floor::write_down();
+    if let Some(code) = stand_in::in_place() {
+        return code;
     }
     let (mut runs, mut json) = (50_usize, false);
     let mut args = std::env::args().skip(1);

@@ -1,7 +1,7 @@
 //! The floor of a cold run: the least that starts the same VM.
 //!
-//! The command lines are those of a running sandbox, read from `/proc`, so they cannot grow apart
-//! from what firn does. What is left out:
+//! The command lines are those of a running sandbox, read from `/proc` and from what bubblewrap is
+//! started with, so they cannot grow apart from what firn does. What is left out:
 //!
 //! ```text
 //!   virtiofsd   nothing: the same namespace, tree and flags
@@ -13,6 +13,7 @@
 use crate::initramfs;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
+use crate::stand_in::{READ_FROM, Start};
 use firn_tests::binaries;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -60,15 +61,11 @@ impl Drop for Running {
 }
 
 impl Floor {
-    /// Learns from a running sandbox.
-    pub(crate) fn of(sandbox: &mut Sandbox) -> Floor {
+    /// Learns from a running sandbox, and from how another's tree was exported.
+    pub(crate) fn of(sandbox: &mut Sandbox, base: &Start) -> Floor {
         let dir = tempfile::Builder::new().prefix("firn-floor-").tempdir_in("/tmp").expect("makes a folder");
         let processes = sandbox.processes();
-        let base = processes
-            .iter()
-            .find(|it| it.name() == "bwrap" && it.argv.iter().any(|word| word == "--readonly"))
-            .expect("finds virtiofsd");
-        let virtiofsd = virtiofsd(&base.argv, sandbox);
+        let virtiofsd = virtiofsd(base);
         let (name, vmm, machine) =
             if let Some(it) = processes.iter().find(|it| it.name().starts_with("qemu-system")) {
                 let (args, machine) = qemu(it, dir.path());
@@ -141,25 +138,31 @@ fn text_fd(text: &str) -> OwnedFd {
 }
 
 /// The command line of the read-only tree, to be started by ourselves.
-fn virtiofsd(argv: &[String], sandbox: &mut Sandbox) -> Vec<Argument> {
-    let tree = argv.iter().find_map(|word| word.strip_prefix("--shared-dir=")).expect("finds the tree");
-    let mut arguments = vec![Argument::Word(argv[0].clone())];
+fn virtiofsd(base: &Start) -> Vec<Argument> {
+    let word = |word: &str| Argument::Word(word.to_owned());
+    let mut arguments = vec![word("bwrap")];
     if Uid::effective().is_root() {
         // firn's own runs as a stranger. Called 0 inside, virtiofsd would try to use root's rights.
-        arguments.extend(["--uid", "1000", "--gid", "1000"].map(|word| Argument::Word(word.to_owned())));
+        arguments.extend(["--uid", "1000", "--gid", "1000"].map(word));
     }
-    // The system call filters are of firn's making, as far as a bare script goes.
-    let filter = |index: usize| argv[index] == "--add-seccomp-fd" || argv[index - 1] == "--add-seccomp-fd";
-    for (index, word) in argv.iter().enumerate().skip(1).filter(|(index, _)| !filter(*index)) {
-        arguments.push(if word.starts_with("--fd=") {
-            Argument::Socket
-        } else if argv[index - 1] == "--ro-bind-data" {
-            let path = argv[index + 1].strip_prefix(tree).expect("a file of the tree");
-            Argument::Text(String::from_utf8(sandbox.output(&["cat", path])).expect("a text"))
-        } else {
-            Argument::Word(word.clone())
-        });
+    let mut args = base.args.iter().map(String::as_str);
+    while let Some(arg) = args.next() {
+        // The system call filters are of firn's making, as far as a bare script goes.
+        if arg == "--add-seccomp-fd" {
+            args.next();
+            continue;
+        }
+        arguments.push(word(arg));
+        if READ_FROM.contains(&arg) {
+            let fd = args.next().expect("a descriptor");
+            let (_, contents) = base.files.iter().find(|(name, _)| name == fd).expect("was handed over");
+            arguments.push(Argument::Text(String::from_utf8(contents.clone()).expect("a text")));
+        }
     }
+    arguments.push(word("--"));
+    arguments.extend(
+        base.command.iter().map(|arg| if arg.starts_with("--fd=") { Argument::Socket } else { word(arg) }),
+    );
     arguments
 }
 
