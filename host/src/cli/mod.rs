@@ -23,6 +23,7 @@ use std::process::ExitCode;
     disable_help_subcommand = true,
     after_help = "Examples:\n  \
         firn run -- python3 -c 'print(6*7)'       run a command in a fresh microVM\n  \
+        firn run -i jail -- python3 -c 'print(1)' the same in a jail: milliseconds\n  \
         firn run -w . -- make test                with this folder at /workspace\n  \
         firn run -t -- bash                       a shell to look around in\n  \
         firn doctor                               what this host can do, and what is missing"
