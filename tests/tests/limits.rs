@@ -1,7 +1,7 @@
 //! What a command may use, and what it is told when it wants more.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Finished, Grade, Host, both_grades, jail_only};
+use firn_tests::{Finished, Grade, Host, binaries, both_grades, jail_only, vm_only};
 use serde_json::Value;
 
 /// The last event.
@@ -205,5 +205,25 @@ fn fractions_of_a_processor_are_for_jails(grade: Grade) {
     match grade {
         Grade::Jail => assert_eq!(done.expect(0).text(), "there\n"),
         Grade::Vm => assert!(done.expect(2).stderr.contains("whole")),
+    }
+}
+
+// The guest's kernel has version 2, whatever this host has; and firn runs in firn.
+vm_only!(a_jail_in_a_guest_is_held_by_control_groups_of_version_2);
+fn a_jail_in_a_guest_is_held_by_control_groups_of_version_2() {
+    let host = Host::of(Grade::Vm);
+    let mount = format!("{}:/opt/firn", binaries().display());
+    let script = "firn='/opt/firn/firn run -v --isolation jail'
+        $firn --memory 64M --pids 24 -- python3 -c 'bytearray(300_000_000)'; echo $?
+        $firn --cpus 0.5 -- true; echo $?
+        ls -d /sys/fs/cgroup/firn-* /run/firn/sandboxes/*";
+    let done = host.run(&["--memory", "1G", "--mount", &mount, "--", "sh", "-c", script]).finish();
+    assert_eq!(done.text(), "137\n0\n", "{}", done.stderr);
+    for said in [
+        "memory 64 MiB (cgroup v2), 24 processes (cgroup v2)",
+        "killed: memory limit 64 MiB",
+        "0.5 processors (cgroup v2)",
+    ] {
+        assert!(done.stderr.contains(said), "{said}: {}", done.stderr);
     }
 }

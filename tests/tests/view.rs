@@ -231,3 +231,12 @@ fn the_disk_has_the_size_that_was_asked_for(grade: Grade) {
     assert_eq!(lines, ["65536", "1", "again"]);
     assert!(done.stderr.contains("No space left on device"), "{}", done.stderr);
 }
+
+both_grades!(certificates_can_be_read_by_every_user);
+fn certificates_can_be_read_by_every_user(grade: Grade) {
+    let host = Host::of(grade);
+    let here = fs::read_dir("/etc/ssl/certs").unwrap().count();
+    let script = "ls -A /etc/ssl/certs | wc -l; find /etc -maxdepth 2 -type d ! -readable | head";
+    let done = host.run(&["--user", "sandbox", "--", "sh", "-c", script]).finish().expect(0);
+    assert_eq!(done.text(), format!("{here}\n"));
+}

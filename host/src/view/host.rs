@@ -72,7 +72,7 @@ const FOLDERS: &[(&str, u32)] = &[
 pub(crate) fn host_tools(hostname: &str) -> Vec<Entry> {
     let mut tree = vec![bind("/usr"), Entry::MergedUsr];
     tree.extend(FOLDERS.iter().map(|(path, mode)| Entry::Folder { path: path.into(), mode: *mode }));
-    tree.extend(ETC.iter().map(|name| bind(Path::new("/etc").join(name))));
+    tree.extend(etc());
     tree.extend(localtime());
     tree.extend(nix_store());
     let file = |path: &str, contents: String| Entry::File { path: path.into(), contents };
@@ -87,6 +87,19 @@ pub(crate) fn host_tools(hostname: &str) -> Vec<Entry> {
         Entry::Link { path: "/etc/mtab".into(), target: "/proc/mounts".into() },
         Entry::Link { path: "/var/run".into(), target: "/run".into() },
     ]);
+    tree
+}
+
+/// What there is of [`ETC`]. The folders between are named too: those that bubblewrap makes by itself
+/// are closed to everybody but their owner.
+fn etc() -> Vec<Entry> {
+    let etc = Path::new("/etc");
+    let mut tree = Vec::new();
+    for path in ETC.iter().map(|name| etc.join(name)).filter(|path| path.exists()) {
+        let above: Vec<&Path> = path.ancestors().skip(1).take_while(|above| *above != etc).collect();
+        tree.extend(above.iter().rev().map(|above| Entry::Folder { path: above.into(), mode: 0o755 }));
+        tree.push(bind(path));
+    }
     tree
 }
 
