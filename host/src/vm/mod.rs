@@ -20,6 +20,8 @@ use crate::sys::process::ProcessError;
 use crate::view::View;
 use crate::view::export::{self, BASE_TAG, Export, ExportError, Exporter};
 use firn_protocol::{Configure, READY_PORT, Root, Text};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use image::Image;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
@@ -27,6 +29,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio::net::UnixListener;
 use vmm::{Backend, Confinement, Machine, Vmm, VmmError};
+
+/// How many connections of a guest that has not said hello are listened to.
+const MOST_DIALS: usize = 8;
 
 /// How long the guest may take to mount what it is told.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(60);
@@ -151,16 +156,25 @@ impl Bringup<'_> {
         progress(Phase::Booting);
         let patience = self.backend.boot_patience();
         let ready = async {
-            loop {
-                let (stream, _) = listener.accept().await.map_err(|source| VmError::Listen {
+            let accept = async || match listener.accept().await {
+                Ok((stream, _)) => Ok(stream),
+                Err(source) => Err(VmError::Listen {
                     path: vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT),
                     source,
-                })?;
-                match Connection::establish(stream).await {
-                    // On a slow host the guest's kernel may give a connection up that we have
-                    // accepted by then (vsock allows two seconds); the agent dials again.
-                    Err(GuestError::Closed { .. }) => {}
-                    established => return Ok::<_, VmError>(established?),
+                }),
+            };
+            // On a slow host the guest's kernel may give a connection up that we have accepted by then
+            // (vsock allows two seconds), and need not tell: the agent dials again, and the first that
+            // says hello is the one.
+            let mut dialled = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(established) = dialled.next() => match established {
+                        Err(GuestError::Closed { .. }) => {}
+                        established => return Ok::<_, VmError>(established?),
+                    },
+                    stream = accept(), if dialled.len() < MOST_DIALS => dialled.push(Connection::establish(stream?)),
                 }
             }
         };
