@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `/init`, PID 1 | the init process of a lean guest | vsock: listens, and dials the host once |
 //! | `--listen PATH` | a process among others | a Unix socket |
-//! | `--door-fd N` | the agent of a jail, PID 1 there | streams that the host hands over through descriptor N |
+//! | `--door-fd N` | the agent of a jail: PID 1 there, or beside a wrapper | streams that the host hands over through descriptor N |
 //!
 //! ```text
 //!   main ─▶ guest (init only: mounts, modules, power)

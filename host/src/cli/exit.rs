@@ -21,7 +21,6 @@ use crate::sys::process::ProcessError;
 use crate::view::ShareError;
 use crate::vm::vmm::backend::ChooseError;
 use std::borrow::Cow;
-use std::error::Error as _;
 use std::io;
 
 /// The command line is wrong.
@@ -91,22 +90,12 @@ impl Failed {
         }
     }
 
-    /// The error and its causes, in one line unless a cause has more.
-    pub(super) fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
-    }
-
     /// What to do about it, when there is something to do.
     pub(super) fn hint(&self) -> Option<Cow<'static, str>> {
-        if let Failed::Launch(LaunchError::Jail(JailError::Process(ProcessError::Ended { output, .. }))) =
-            self
+        if let Failed::Launch(LaunchError::Ended(Ended::Jail(JailError::Process(ProcessError::Ended {
+            output,
+            ..
+        })))) = self
             && let Some(advice) = advice(output)
         {
             return Some(advice.into());
@@ -126,7 +115,7 @@ impl Failed {
             Failed::Launch(LaunchError::Unenforceable) => {
                 Some("`firn doctor` shows what this host lacks for it; --allow-degraded does without")
             }
-            Failed::Launch(LaunchError::Vm(_) | LaunchError::Jail(_)) => {
+            Failed::Launch(LaunchError::Ended(Ended::Vm(_) | Ended::Jail(_) | Ended::Guest(_))) => {
                 Some("`firn doctor` shows what this host lacks")
             }
             Failed::Spec(SpecError::Share(ShareError::Syntax(_))) => {

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, reason = "the one place that prints")]
 
 use super::exit::Failed;
+use crate::causes::in_full;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -71,7 +72,7 @@ impl Output {
     pub(super) fn failure(&mut self, failed: &Failed) {
         self.clear();
         crate::sys::terminal::restore();
-        eprintln!("firn: error: {}", printable(&failed.in_full()));
+        eprintln!("firn: error: {}", printable(&in_full(failed)));
         if let Some(hint) = failed.hint() {
             eprintln!("firn: {hint}");
         }

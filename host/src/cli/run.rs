@@ -7,6 +7,7 @@ mod stdio;
 
 use super::exit::Failed;
 use super::output::Output;
+use crate::causes::in_full;
 use crate::config::Config;
 use crate::env::{Environment, PROJECT};
 use crate::sandbox::spec::{Degraded, Grade, SpecError, VmmKind};
@@ -142,7 +143,7 @@ impl Run {
         let mut events = self.json.then(Events::default);
         let result = runtime.block_on(session::run(self, &config, &spec, output, &mut events));
         if let (Some(events), Err(failed)) = (&mut events, &result) {
-            output.stdout(&events.finish(&Outcome::failed(failed.code(), failed.in_full())))?;
+            output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
         }
         // A read of stdin may be under way in a thread, and nobody will end it.
         runtime.shutdown_background();

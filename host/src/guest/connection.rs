@@ -25,6 +25,9 @@ const OUTBOX: usize = 1 << 20;
 /// what a reader makes of it (of `[0,0,0…` sixteen times as much) is no burden.
 const LONGEST_MESSAGE: usize = 256 * 1024;
 
+/// How long a sandbox that hung up may take to be seen to have ended.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What is under way before anything else.
 const HANDSHAKE: &str = "the handshake";
 
@@ -114,6 +117,17 @@ impl GuestError {
     /// it died.
     pub(crate) fn hung_up(&self) -> bool {
         matches!(self, GuestError::Closed { .. } | GuestError::Frame { source: FrameError::Truncated, .. })
+    }
+
+    /// What is behind it: a sandbox that hangs up is usually one that ended, and how (`ended`) is the
+    /// better reason.
+    pub(crate) async fn or_end<E: From<GuestError>>(self, ended: impl Future<Output = E>) -> E {
+        if self.hung_up()
+            && let Ok(reason) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
+        {
+            return reason;
+        }
+        self.into()
     }
 
     /// The error for what the agent could not do.

@@ -8,6 +8,7 @@ use super::protection::{Isolation, Maker, Protection};
 use super::spec::{Degraded, Grade};
 use super::store::{Helpers, Place, Store, StoreError};
 use super::{SandboxId, Size, Spec};
+use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
 use crate::env::{Environment, Wrapper};
 use crate::guest::{Connection, GuestError};
@@ -20,15 +21,10 @@ use crate::vm::vmm::Confinement;
 use crate::vm::vmm::backend::{Backend, ChooseError};
 use crate::vm::{self, Phase, Vm, VmError};
 use firn_protocol::Exceeded;
-use std::error::Error as _;
 use std::path::Path;
 use std::pin::Pin;
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
-
-/// How long a sandbox that hung up may take to be seen to have ended.
-const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Processes of a jail that are not the command's: bubblewrap outside, the agent, and the supervisor
 /// of the command.
@@ -61,15 +57,9 @@ pub(crate) enum LaunchError {
     /// Its place could not be made.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The guest did not come up.
+    /// It ended before it took a command: it never came up.
     #[error(transparent)]
-    Vm(#[from] VmError),
-    /// The jail did not come up.
-    #[error(transparent)]
-    Jail(#[from] JailError),
-    /// The kernel ended it because it had no memory left.
-    #[error("killed: memory limit {0}")]
-    Memory(Size),
+    Ended(#[from] Ended),
     /// Nothing on this host can enforce a limit that was asked for.
     #[error("processor time cannot be limited here: no control group with the cpu controller can be made")]
     Unenforceable,
@@ -79,18 +69,6 @@ impl LaunchError {
     /// Whether this host cannot give a vm at all, whatever is tried.
     fn no_vm_here(&self) -> bool {
         matches!(self, LaunchError::Config(_) | LaunchError::Choose(_) | LaunchError::Image(_))
-    }
-}
-
-impl From<Ended> for LaunchError {
-    /// It ended before its agent had said a word: it never came up.
-    fn from(ended: Ended) -> LaunchError {
-        match ended {
-            Ended::Vm(error) => LaunchError::Vm(error),
-            Ended::Jail(error) => LaunchError::Jail(error),
-            Ended::Guest(error) => LaunchError::Jail(JailError::Guest(error)),
-            Ended::Memory(size) => LaunchError::Memory(size),
-        }
     }
 }
 
@@ -205,7 +183,7 @@ impl Sandbox {
                 sockets: &sockets,
             },
         };
-        let vm = vm.run(&mut |phase| progress(Progress::Vm(phase))).await?;
+        let vm = vm.run(&mut |phase| progress(Progress::Vm(phase))).await.map_err(Ended::from)?;
         let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
         Ok(Sandbox { inside: Inside::Vm(Box::new(vm)), isolation, wrapper, limits, place })
     }
@@ -241,10 +219,10 @@ impl Sandbox {
         let (jail, maker, wrapper) = match &spec.environment {
             Environment::Host => {
                 let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-                (bringup.run(&view)?, Maker::Firn, None)
+                (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, None)
             }
             Environment::Artifact(artifact) => {
-                let (jail, wrapper) = bringup.wrapped(artifact)?;
+                let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
                 (jail, Maker::Environment, Some(wrapper))
             }
         };
@@ -343,28 +321,6 @@ impl Sandbox {
         }
         drop(place);
     }
-}
-
-/// What is behind `error`: a sandbox that hangs up is usually one that ended, and how is the better
-/// reason.
-pub(crate) async fn reason(error: GuestError, ended: impl Future<Output = Ended>) -> Ended {
-    if error.hung_up()
-        && let Ok(ended) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
-    {
-        return ended;
-    }
-    error.into()
-}
-
-/// An error with its causes, in one line.
-fn in_full(error: &LaunchError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// Gets the guest image. Making one takes seconds, in which signals must still be heard.

@@ -123,7 +123,8 @@ const NOBODY: &str = "none";
 /// The agent keeps it, and firn should the agent not.
 const AGENT: &str = "agent";
 
-fn milliseconds(time: Duration) -> u64 {
+/// A time as protocols and results have it.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -42,9 +42,6 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the VMM may take to end after a virtiofsd that it ended.
 const REASON_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the VMM may take to end after a guest that hung up.
-const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
-
 /// How many fresh random bytes a guest gets: what Linux's generator is seeded with.
 const ENTROPY: usize = 64;
 
@@ -190,7 +187,7 @@ impl Bringup<'_> {
         // Whoever else in the guest dials this port reaches nobody.
         drop(listener);
         let mut agent = match connected {
-            Err(VmError::Guest(error)) => return Err(reason(error, why_ended(&mut *vmm, &mut exports)).await),
+            Err(VmError::Guest(error)) => return Err(error.or_end(why_ended(&mut *vmm, &mut exports)).await),
             connected => connected?,
         };
 
@@ -202,7 +199,7 @@ impl Bringup<'_> {
             failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
         };
         if let Err(error) = configured {
-            return Err(reason(error, why_ended(&mut *vmm, &mut exports)).await);
+            return Err(error.or_end(why_ended(&mut *vmm, &mut exports)).await);
         }
         Ok(Vm { vmm, exports, agent })
     }
@@ -227,17 +224,6 @@ async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
             }
         }
     }
-}
-
-/// What is behind `error`: a guest that hangs up is usually one that died, and how is the better
-/// reason.
-async fn reason(error: GuestError, ended: impl Future<Output = VmError>) -> VmError {
-    if error.hung_up()
-        && let Ok(failure) = tokio::time::timeout(HANGUP_PATIENCE, ended).await
-    {
-        return failure;
-    }
-    error.into()
 }
 
 async fn any_ended(exports: &mut [Export]) -> ProcessError {
@@ -287,7 +273,7 @@ impl Vm {
         };
         match done {
             Ok(()) => Ok(()),
-            Err(error) => Err(reason(error, ended).await),
+            Err(error) => Err(error.or_end(ended).await),
         }
     }
 

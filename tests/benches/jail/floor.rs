@@ -1,12 +1,9 @@
 //! bubblewrap as firn starts it for a jail, without firn.
 
 use crate::quiet;
-use crate::stand_in::{READ_FROM, Start};
+use crate::stand_in::{READ_FROM, Start, in_memory};
 use firn_tests::Host;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -55,10 +52,4 @@ impl Floor {
 fn which(program: &str) -> std::path::PathBuf {
     let found = ["/usr/local/bin", "/usr/bin"].map(|dir| Path::new(dir).join(program));
     found.into_iter().find(|path| path.exists()).expect("bubblewrap is installed")
-}
-
-fn in_memory(contents: &[u8]) -> OwnedFd {
-    let mut file = File::from(memfd_create(c"floor", MFdFlags::MFD_CLOEXEC).expect("makes a file"));
-    file.write_all(contents).and_then(|()| file.rewind()).expect("writes it");
-    file.into()
 }

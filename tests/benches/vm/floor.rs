@@ -13,14 +13,13 @@
 use crate::initramfs;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
-use crate::stand_in::{READ_FROM, Start};
+use crate::stand_in::{READ_FROM, Start, in_memory};
 use firn_tests::binaries;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Uid;
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -95,7 +94,7 @@ impl Floor {
                 Argument::Word(word) => word.clone(),
                 Argument::Socket => format!("--fd={listener}"),
                 Argument::Text(text) => {
-                    let fd = text_fd(text);
+                    let fd = in_memory(text.as_bytes());
                     inherited.push(fd);
                     inherited[inherited.len() - 1].as_raw_fd().to_string()
                 }
@@ -128,13 +127,6 @@ fn start(words: &[String], stdout: Stdio, stderr: Stdio) -> Child {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).env_clear().stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     command.spawn().unwrap_or_else(|error| panic!("{}: {error}", words[0]))
-}
-
-fn text_fd(text: &str) -> OwnedFd {
-    let mut file = File::from(memfd_create(c"text", MFdFlags::MFD_CLOEXEC).expect("makes a memfd"));
-    file.write_all(text.as_bytes()).expect("writes to memory");
-    file.rewind().expect("rewinds");
-    file.into()
 }
 
 /// The command line of the read-only tree, to be started by ourselves.

@@ -4,10 +4,11 @@
 //! as `bwrap`, it writes down what it is started with, and fails.
 
 use firn_tests::Host;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::Read as _;
-use std::os::fd::FromRawFd as _;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +34,13 @@ pub(crate) struct Start {
 /// Whether this process was started in the place of bubblewrap. Then this is all it has to do.
 pub(crate) fn in_place() -> Option<ExitCode> {
     std::env::current_exe().is_ok_and(|path| path.ends_with(NAME)).then(write_down)
+}
+
+/// A file without a name that holds these bytes, at its beginning.
+pub(crate) fn in_memory(contents: &[u8]) -> OwnedFd {
+    let mut file = File::from(memfd_create(c"floor", MFdFlags::MFD_CLOEXEC).expect("makes a file"));
+    file.write_all(contents).and_then(|()| file.rewind()).expect("writes it");
+    file.into()
 }
 
 fn contents(fd: &str) -> Vec<u8> {

@@ -10,8 +10,8 @@ use super::stdio::{ReaderGone, Sinks, Stream, stdin_is_null};
 use crate::config::Config;
 use crate::guest::{ExecEvent, Running};
 use crate::sandbox::Spec;
-use crate::sandbox::launch::{self, Ended, Progress, Sandbox};
-use crate::sandbox::protection::{Isolation, Protection};
+use crate::sandbox::launch::{Ended, LaunchError, Progress, Sandbox};
+use crate::sandbox::protection::{Isolation, Protection, milliseconds};
 use crate::sandbox::store::Store;
 use crate::sys::terminal::{self, RawMode};
 use crate::view::WORKSPACE;
@@ -121,7 +121,7 @@ pub(super) async fn run(
     }
 
     let sinks = Sinks::open();
-    let mut ended = execute(run, config, spec, &mut sandbox, &mut signals, &sinks, events).await;
+    let ended = execute(run, config, spec, &mut sandbox, &mut signals, &sinks, events).await;
     terminal::restore();
     narrator.done(output, "the command");
 
@@ -137,16 +137,15 @@ pub(super) async fn run(
         _ => Ok(()),
     };
     // Before the control group goes, which has counted.
-    match &mut ended {
-        Ok(End::Exited(exited)) => exited.exceeded.extend(sandbox.exceeded()),
-        Err(Failed::Sandbox(_)) => {
-            ended = ended.map_err(|failed| match failed {
-                Failed::Sandbox(ended) => Failed::Sandbox(sandbox.why(ended)),
-                other => other,
-            });
+    let ended = match ended {
+        Ok(End::Exited(mut exited)) => {
+            exited.exceeded.extend(sandbox.exceeded());
+            Ok(End::Exited(exited))
         }
-        _ => {}
-    }
+        Err(Failed::Sandbox(ended)) => Err(Failed::Sandbox(sandbox.why(ended))),
+        Err(Failed::Launch(LaunchError::Ended(ended))) => Err(Failed::Launch(sandbox.why(ended).into())),
+        ended => ended,
+    };
     let protection = sandbox.protection(spec);
     if run.verbose {
         report(&sandbox, &protection, spec, output);
@@ -225,7 +224,7 @@ async fn execute(
     match pumped {
         Err(Failed::Sandbox(ended_with)) => {
             let failure = match ended_with {
-                Ended::Guest(error) => launch::reason(error, ended).await,
+                Ended::Guest(error) => error.or_end(ended).await,
                 other => other,
             };
             Err(if agent.is_greeted() { failure.into() } else { Failed::Launch(failure.into()) })
@@ -260,7 +259,7 @@ fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
         terminal: run.tty.then_some(TerminalSize { rows, columns }),
         // A terminal is told of the end of input by a character.
         stdin: if stdin_is_null() && !run.tty { Stdin::Null } else { Stdin::Stream },
-        timeout_ms: spec.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
+        timeout_ms: spec.timeout.map(|timeout| milliseconds(timeout).max(1)),
         max_output_bytes: spec.output.map(|size| size.0),
         resource_limits: sandbox.resource_limits(spec),
     }
@@ -421,8 +420,7 @@ fn conclude(run: &Run, spec: &Spec, end: &End, protection: Protection, output: &
         }
         End::TimedOut => {
             outcome.timed_out = true;
-            outcome.duration_ms =
-                spec.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+            outcome.duration_ms = spec.timeout.map_or(0, milliseconds);
             timed_out(spec, output)
         }
         End::ReaderGone => exit::signalled(libc::SIGPIPE),
