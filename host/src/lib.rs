@@ -1,5 +1,6 @@
 //! The host side of firn: everything behind the `firn` binary.
 
+mod api;
 mod causes;
 pub mod cli;
 mod config;

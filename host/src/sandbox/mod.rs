@@ -2,6 +2,7 @@
 
 mod id;
 pub(crate) mod launch;
+pub(crate) mod manager;
 pub(crate) mod protection;
 mod size;
 pub(crate) mod spec;

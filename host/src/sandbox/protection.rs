@@ -4,7 +4,9 @@ use super::Spec;
 use super::spec::Grade;
 use crate::sys::limits::{Mechanism, Mechanisms};
 use crate::vm::vmm::Accelerator;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// The isolation in force.
@@ -54,8 +56,11 @@ impl Isolation {
     }
 }
 
+/// A word of firn's own, or one that came over the API.
+type Word = Cow<'static, str>;
+
 /// Everything that is in force, beside what was asked for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Protection {
     isolation: IsolationReport,
@@ -63,27 +68,27 @@ pub(crate) struct Protection {
     limits: Limits,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct IsolationReport {
-    requested: &'static str,
-    effective: &'static str,
+    requested: Word,
+    effective: Word,
     #[serde(skip_serializing_if = "Option::is_none")]
-    vmm: Option<&'static str>,
+    vmm: Option<Word>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    accelerator: Option<&'static str>,
+    accelerator: Option<Word>,
     degraded: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Network {
-    requested: &'static str,
-    effective: &'static str,
+    requested: Word,
+    effective: Word,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct Limits {
     /// Bytes.
@@ -103,18 +108,18 @@ struct Limits {
     output: Option<Bound<u64>>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Bound<T> {
     requested: T,
     /// Absent: nothing enforces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     effective: Option<T>,
-    by: &'static str,
+    by: Word,
 }
 
 impl<T: Copy> Bound<T> {
     fn new(asked: T, keeper: &'static str) -> Bound<T> {
-        Bound { requested: asked, effective: (keeper != NOBODY).then_some(asked), by: keeper }
+        Bound { requested: asked, effective: (keeper != NOBODY).then_some(asked), by: keeper.into() }
     }
 }
 
@@ -156,16 +161,16 @@ impl Protection {
         let by = |mechanism| if guest { "guest" } else { keeper(mechanism) };
         Protection {
             isolation: IsolationReport {
-                requested: spec.grade.name(),
-                effective: isolation.grade().name(),
-                vmm,
-                accelerator,
+                requested: spec.grade.name().into(),
+                effective: isolation.grade().name().into(),
+                vmm: vmm.map(Word::from),
+                accelerator: accelerator.map(Word::from),
                 degraded: isolation.is_degraded(),
                 reason,
             },
             network: Network {
-                requested: "off",
-                effective: if environment_made { "the environment's" } else { "off" },
+                requested: "off".into(),
+                effective: if environment_made { "the environment's" } else { "off" }.into(),
             },
             limits: Limits {
                 memory: Bound::new(spec.memory.0, by(mechanisms.memory)),
