@@ -19,6 +19,11 @@ impl SandboxId {
         getrandom::u32().map(SandboxId)
     }
 
+    /// The one with this number.
+    pub(crate) fn from_number(number: u32) -> SandboxId {
+        SandboxId(number)
+    }
+
     /// The number itself.
     pub(crate) fn number(self) -> u32 {
         self.0

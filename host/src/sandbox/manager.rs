@@ -12,12 +12,14 @@ use crate::sandbox::protection::Protection;
 use crate::sandbox::spec::SpecError;
 use bytes::Bytes;
 use firn_protocol::{Exceeded, Input};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
 
 /// Who owns a sandbox's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Life {
     /// Nobody: it stays until it is destroyed.
     Kept,
