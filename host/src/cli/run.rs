@@ -151,7 +151,7 @@ impl Run {
     }
 
     fn spec(&self) -> Result<Spec, SpecError> {
-        let environment = Environment::find(&self.environment)?;
+        let environment = Environment::find(std::ffi::OsStr::new(&self.environment))?;
         let memory = self.memory.unwrap_or(match &environment {
             Environment::Host => USUAL_MEMORY,
             Environment::Artifact(artifact) => Size(artifact.memory),
@@ -162,10 +162,12 @@ impl Run {
                 Environment::Host => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
             };
-            shares.push(Share::workspace(workspace, target)?);
+            let (path, access) = crate::view::parse_workspace(workspace);
+            shares.push(Share::workspace(path, access, target)?);
         }
         for mount in &self.mounts {
-            shares.push(Share::mount(mount)?);
+            let (host, target, access) = crate::view::parse_mount(mount)?;
+            shares.push(Share::mount(host, target, access)?);
         }
         let usual_timeout = match &environment {
             Environment::Host => None,

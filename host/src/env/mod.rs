@@ -10,7 +10,7 @@
 //! ```
 
 use serde::Deserialize;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -107,12 +107,12 @@ pub(crate) enum EnvironmentError {
 
 impl Environment {
     /// The environment called `name`: `host`, or the path of a folder.
-    pub(crate) fn find(name: &str) -> Result<Environment, EnvironmentError> {
+    pub(crate) fn find(name: &OsStr) -> Result<Environment, EnvironmentError> {
         if name == "host" {
             return Ok(Environment::Host);
         }
         if !Path::new(name).is_dir() {
-            return Err(EnvironmentError::Unknown(name.to_owned()));
+            return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
         }
         Artifact::open(Path::new(name)).map(Environment::Artifact)
     }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn found(dir: &tempfile::TempDir) -> Result<Environment, EnvironmentError> {
-        Environment::find(dir.path().to_str().unwrap())
+        Environment::find(dir.path().as_os_str())
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
         assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable(_))));
         let empty = tempfile::tempdir().unwrap();
         assert!(matches!(found(&empty), Err(EnvironmentError::Lacks { file: "metadata.json", .. })));
-        assert!(matches!(Environment::find("no-such"), Err(EnvironmentError::Unknown(_))));
-        assert_eq!(Environment::find("host").unwrap(), Environment::Host);
+        assert!(matches!(Environment::find(OsStr::new("no-such")), Err(EnvironmentError::Unknown(_))));
+        assert_eq!(Environment::find(OsStr::new("host")).unwrap(), Environment::Host);
     }
 }

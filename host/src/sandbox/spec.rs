@@ -1,9 +1,12 @@
 //! What was asked for.
 
 use super::Size;
-use crate::env::{Environment, EnvironmentError};
-use crate::sys::limits::Cpus;
-use crate::view::{Share, ShareError};
+use crate::api::types::{self, CreateRequest};
+use crate::env::{Environment, EnvironmentError, PROJECT};
+use crate::sys::limits::{Cpus, NotCpus};
+use crate::view::{Share, ShareError, WORKSPACE};
+use firn_protocol::Access;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A kernel and Debian's smallest userland do not boot in less.
@@ -123,6 +126,24 @@ pub(crate) enum SpecError {
     /// A jail has no VMM.
     #[error("--vmm is for --isolation vm")]
     Vmm,
+    /// Not a number of processors.
+    #[error(transparent)]
+    Cpus(#[from] NotCpus),
+    /// There is no network yet.
+    #[error("--network {0} cannot be had: a sandbox has no network (--network off)")]
+    Network(String),
+    /// Not a program's name.
+    #[error("{0:?} is no package name: letters, digits, '_', '.' and '-'")]
+    PackageName(String),
+    /// A program that has to be there is not.
+    #[error("unknown package '{0}': it is not among this host's programs, which a sandbox has")]
+    Package(String),
+    /// A path that means something else to whoever reads it.
+    #[error("{} is not an absolute path", .0.display())]
+    Relative(PathBuf),
+    /// A time that is none.
+    #[error("{0} must be longer than nothing")]
+    NoTime(&'static str),
     /// A share cannot be given.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -147,7 +168,90 @@ pub(crate) enum SpecError {
     CommandOfArtifact(String),
 }
 
+/// The memory of a sandbox that nobody gave a size.
+const USUAL_MEMORY: Size = Size(1 << 30);
+
+/// The processes of a sandbox that nobody gave a number.
+const USUAL_PROCESSES: u64 = 2048;
+
+/// Where the programs of the host's own tools are, on the host and in the sandbox alike.
+const PROGRAMS: [&str; 5] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
 impl Spec {
+    /// What a request asks for.
+    pub(crate) fn asked(request: &CreateRequest) -> Result<Spec, SpecError> {
+        if let Some(network) = request.network.as_ref().filter(|network| *network != "off") {
+            return Err(SpecError::Network(network.clone()));
+        }
+        for (time, name) in [
+            (request.lease_ms, "a lease"),
+            (request.lifetime_ms, "a lifetime"),
+            (request.idle_timeout_ms, "an idle timeout"),
+        ] {
+            if time == Some(0) {
+                return Err(SpecError::NoTime(name));
+            }
+        }
+        request.with.iter().try_for_each(|name| check_package(name))?;
+        let environment = match &request.environment {
+            None => Environment::Host,
+            Some(name) => Environment::find(name.as_os_str())?,
+        };
+        let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
+            Environment::Host => USUAL_MEMORY,
+            Environment::Artifact(artifact) => Size(artifact.memory),
+        });
+        let mut shares = Vec::new();
+        if let Some(workspace) = &request.workspace {
+            let target = match &environment {
+                Environment::Host => WORKSPACE,
+                Environment::Artifact(_) => PROJECT,
+            };
+            shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
+        }
+        for mount in &request.mounts {
+            let host = absolute(mount.host.as_path())?;
+            shares.push(Share::mount(host, mount.target.as_path(), mount.access)?);
+        }
+        let timeout = match &environment {
+            Environment::Host => None,
+            Environment::Artifact(artifact) => Some(artifact.timeout),
+        };
+        let spec = Spec {
+            grade: request.isolation.map_or(Grade::Vm, Grade::from),
+            degraded: if request.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
+            environment,
+            cpus: request.cpus.as_deref().map(str::parse).transpose()?,
+            memory,
+            disk: Size(request.disk_bytes.unwrap_or(memory.0 / 2)),
+            processes: request.processes.unwrap_or(USUAL_PROCESSES),
+            timeout,
+            output: None,
+            shares,
+            user: request.user.clone(),
+            vmm: request.vmm.map(VmmKind::from),
+        };
+        spec.check_artifact(request)?;
+        spec.check()
+    }
+
+    /// A wrapper makes its surroundings itself.
+    fn check_artifact(&self, request: &CreateRequest) -> Result<(), SpecError> {
+        let Environment::Artifact(artifact) = &self.environment else { return Ok(()) };
+        let writable = self.shares.iter().any(|share| share.access == Access::ReadWrite);
+        for (given, option, instead) in [
+            (request.user.is_some(), "--user", ""),
+            (request.disk_bytes.is_some() && self.grade == Grade::Jail, "--disk", ""),
+            (!request.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
+            (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
+        ] {
+            if given {
+                return Err(SpecError::OwnJail { option, environment: artifact.name.clone(), instead });
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what can be checked without looking at the host.
     pub(crate) fn check(self) -> Result<Spec, SpecError> {
         let least = match self.grade {
@@ -175,5 +279,50 @@ impl Spec {
         }
         Share::check_all(&self.shares)?;
         Ok(self)
+    }
+}
+
+fn absolute(path: &Path) -> Result<&Path, SpecError> {
+    if path.is_absolute() { Ok(path) } else { Err(SpecError::Relative(path.to_owned())) }
+}
+
+fn check_package(name: &str) -> Result<(), SpecError> {
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if name.is_empty() || name.bytes().all(|byte| byte == b'.') || !name.bytes().all(named) {
+        return Err(SpecError::PackageName(name.to_owned()));
+    }
+    let found = PROGRAMS.iter().any(|folder| Path::new(folder).join(name).is_file());
+    // The package of a hundred small programs has none of its own name.
+    if found || (name == "coreutils" && Path::new("/bin/ls").exists()) {
+        Ok(())
+    } else {
+        Err(SpecError::Package(name.to_owned()))
+    }
+}
+
+impl From<types::Isolation> for Grade {
+    fn from(isolation: types::Isolation) -> Grade {
+        match isolation {
+            types::Isolation::Jail => Grade::Jail,
+            types::Isolation::Vm => Grade::Vm,
+        }
+    }
+}
+
+impl From<Grade> for types::Isolation {
+    fn from(grade: Grade) -> types::Isolation {
+        match grade {
+            Grade::Jail => types::Isolation::Jail,
+            Grade::Vm => types::Isolation::Vm,
+        }
+    }
+}
+
+impl From<types::Vmm> for VmmKind {
+    fn from(vmm: types::Vmm) -> VmmKind {
+        match vmm {
+            types::Vmm::CloudHypervisor => VmmKind::CloudHypervisor,
+            types::Vmm::Qemu => VmmKind::Qemu,
+        }
     }
 }

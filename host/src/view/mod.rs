@@ -16,7 +16,7 @@ mod share;
 use crate::sys::bubblewrap::Bubblewrap;
 pub(crate) use accounts::{home, ids};
 pub(crate) use host::host_tools;
-pub(crate) use share::{Share, ShareError};
+pub(crate) use share::{Share, ShareError, parse_mount, parse_workspace};
 use std::io;
 use std::path::{Path, PathBuf};
 

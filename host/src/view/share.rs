@@ -79,29 +79,37 @@ fn split_access(text: &str) -> (&str, Option<Access>) {
     }
 }
 
+/// A workspace as people name it, `PATH[:ro|:rw]`: writable unless it says otherwise.
+pub(crate) fn parse_workspace(text: &str) -> (&Path, Access) {
+    let (path, access) = split_access(text);
+    (Path::new(path), access.unwrap_or(Access::ReadWrite))
+}
+
+/// A mount as people name it, `HOST:GUEST[:ro|:rw]`: read-only unless it says otherwise.
+pub(crate) fn parse_mount(text: &str) -> Result<(&Path, &Path, Access), ShareError> {
+    let (paths, access) = split_access(text);
+    // The last colon: a host's path may hold some, a guest's need not.
+    let (host, target) = paths.rsplit_once(':').ok_or_else(|| ShareError::Syntax(text.to_owned()))?;
+    if host.is_empty() || target.is_empty() {
+        return Err(ShareError::Syntax(text.to_owned()));
+    }
+    Ok((Path::new(host), Path::new(target), access.unwrap_or(Access::ReadOnly)))
+}
+
 impl Share {
-    /// `PATH[:ro|:rw]`, writable unless it says otherwise, shown at `target`.
-    pub(crate) fn workspace(text: &str, target: &str) -> Result<Share, ShareError> {
-        let (path, access) = split_access(text);
-        let access = access.unwrap_or(Access::ReadWrite);
-        let host = resolve(Path::new(path), access)?;
+    /// The folder `path`, shown at `target`.
+    pub(crate) fn workspace(path: &Path, access: Access, target: &str) -> Result<Share, ShareError> {
+        let host = resolve(path, access)?;
         if !host.is_dir() {
             return Err(ShareError::NotAFolder(path.into()));
         }
         Ok(Share { host, target: target.into(), access })
     }
 
-    /// `HOST:GUEST[:ro|:rw]`, read-only unless it says otherwise.
-    pub(crate) fn mount(text: &str) -> Result<Share, ShareError> {
-        let (paths, access) = split_access(text);
-        // The last colon: a host's path may hold some, a guest's need not.
-        let (host, target) = paths.rsplit_once(':').ok_or_else(|| ShareError::Syntax(text.to_owned()))?;
-        if host.is_empty() || target.is_empty() {
-            return Err(ShareError::Syntax(text.to_owned()));
-        }
-        let target = check_target(Path::new(target))?;
-        let access = access.unwrap_or(Access::ReadOnly);
-        Ok(Share { host: resolve(Path::new(host), access)?, target, access })
+    /// The folder or file `path`, shown at `target`.
+    pub(crate) fn mount(path: &Path, target: &Path, access: Access) -> Result<Share, ShareError> {
+        let target = check_target(target)?;
+        Ok(Share { host: resolve(path, access)?, target, access })
     }
 
     /// The path inside `other` that this is, on the host and in the sandbox alike.
@@ -182,29 +190,35 @@ fn check_target(path: &Path) -> Result<PathBuf, ShareError> {
 mod tests {
     use super::*;
 
+    fn mount(text: &str) -> Result<Share, ShareError> {
+        let (host, target, access) = parse_mount(text)?;
+        Share::mount(host, target, access)
+    }
+
     #[test]
     fn mounts_are_parsed_and_read_only_by_default() {
         let dir = tempfile::tempdir().unwrap();
         let host = dir.path().canonicalize().unwrap();
         let text = host.display().to_string();
-        let share = Share::mount(&format!("{text}:/a/./b")).unwrap();
+        let share = mount(&format!("{text}:/a/./b")).unwrap();
         assert_eq!(share, Share { host: host.clone(), target: "/a/b".into(), access: Access::ReadOnly });
-        assert_eq!(Share::mount(&format!("{text}:/a:rw")).unwrap().access, Access::ReadWrite);
-        assert_eq!(Share::workspace(&text, "/workspace").unwrap().access, Access::ReadWrite);
-        assert_eq!(Share::workspace(&format!("{text}:ro"), "/workspace").unwrap().access, Access::ReadOnly);
+        assert_eq!(mount(&format!("{text}:/a:rw")).unwrap().access, Access::ReadWrite);
+        assert_eq!(parse_workspace(&text), (host.as_path(), Access::ReadWrite));
+        assert_eq!(parse_workspace(&format!("{text}:ro")), (host.as_path(), Access::ReadOnly));
     }
 
     #[test]
     fn what_cannot_be_shared_is_refused_by_name() {
-        assert!(matches!(Share::mount("/usr"), Err(ShareError::Syntax(_))));
-        assert!(matches!(Share::mount("/usr:relative"), Err(ShareError::Target { .. })));
-        assert!(matches!(Share::mount("/usr:/a/../b"), Err(ShareError::Target { .. })));
-        assert!(matches!(Share::mount("/usr:/proc/x"), Err(ShareError::Target { .. })));
-        assert!(matches!(Share::mount("/:/host"), Err(ShareError::TooMuch(_))));
-        assert!(matches!(Share::mount("/proc/self:/p"), Err(ShareError::TooMuch(_))));
-        assert!(matches!(Share::mount("/no/such:/p"), Err(ShareError::Host { .. })));
-        assert!(matches!(Share::workspace("/etc/hostname", "/workspace"), Err(ShareError::NotAFolder(_))));
-        let twice = [Share::mount("/usr:/a").unwrap(), Share::mount("/etc:/a").unwrap()];
+        assert!(matches!(mount("/usr"), Err(ShareError::Syntax(_))));
+        assert!(matches!(mount("/usr:relative"), Err(ShareError::Target { .. })));
+        assert!(matches!(mount("/usr:/a/../b"), Err(ShareError::Target { .. })));
+        assert!(matches!(mount("/usr:/proc/x"), Err(ShareError::Target { .. })));
+        assert!(matches!(mount("/:/host"), Err(ShareError::TooMuch(_))));
+        assert!(matches!(mount("/proc/self:/p"), Err(ShareError::TooMuch(_))));
+        assert!(matches!(mount("/no/such:/p"), Err(ShareError::Host { .. })));
+        let file = Share::workspace(Path::new("/etc/hostname"), Access::ReadOnly, "/workspace");
+        assert!(matches!(file, Err(ShareError::NotAFolder(_))));
+        let twice = [mount("/usr:/a").unwrap(), mount("/etc:/a").unwrap()];
         assert!(matches!(Share::check_all(&twice), Err(ShareError::Twice(_))));
     }
 
@@ -248,6 +262,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(matches!(Share::mount(&format!("{}:/s", path.display())), Err(ShareError::Special(_))));
+        assert!(matches!(mount(&format!("{}:/s", path.display())), Err(ShareError::Special(_))));
     }
 }
