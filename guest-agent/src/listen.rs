@@ -2,8 +2,12 @@
 
 use crate::agent::Agent;
 use crate::connection::{self, Transport};
+use crate::sys;
+use nix::errno::Errno;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use std::cell::Cell;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,6 +77,18 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListe
         }
         listener => listener?,
     };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Takes over a socket that listens already. Inherited by no command.
+pub(crate) fn inherit_unix(fd: RawFd) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket = sys::inherited(fd)?;
+    let kind = (getsockopt(&socket, sockopt::SockType)?, getsockopt(&socket, sockopt::AcceptConn)?);
+    if kind != (SockType::Stream, true) || sys::socket_family(&socket)? != libc::AF_UNIX {
+        return Err(Errno::EPROTOTYPE.into());
+    }
+    let listener = std::os::unix::net::UnixListener::from(socket);
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

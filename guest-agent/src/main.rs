@@ -6,12 +6,12 @@
 //! |---|---|---|
 //! | `/init`, PID 1 | the init process of a lean guest | vsock: listens, and dials the host once |
 //! | `--listen PATH` | a process among others | a Unix socket |
-//! | `--door-fd N` | the agent of a jail: PID 1 there, or beside a wrapper | streams that the host hands over through descriptor N |
+//! | `--listen-fd N` | the agent of a jail: PID 1 there, or beside a wrapper | a Unix socket that somebody else bound, inherited as descriptor N |
 //!
 //! ```text
 //!   main ─▶ guest (init only: mounts, modules, power)
-//!     └──▶ listen, door ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
-//!                              └─▶ guest::configure, stats
+//!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
+//!                        └─▶ guest::configure, stats
 //! ```
 //!
 //! One thread, no thread pool: a supervisor is a plain copy of the agent, and that is only sound when
@@ -19,7 +19,6 @@
 
 mod agent;
 mod connection;
-mod door;
 mod exec;
 mod guest;
 mod listen;
@@ -29,21 +28,21 @@ mod stats;
 mod sys;
 
 use agent::{Agent, AgentError, Role};
-use door::Door;
 use listen::Doorkeeper;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: firn-agent --listen PATH | --door-fd N | --version";
+const USAGE: &str = "usage: firn-agent --listen PATH | --listen-fd N | --version";
 
 /// What the command line asks for.
 enum Mode {
     Init,
     Listen(PathBuf),
-    Jail { door: RawFd },
+    Inherit(RawFd),
     Version,
 }
 
@@ -63,8 +62,8 @@ enum MainError {
         #[source]
         source: io::Error,
     },
-    #[error("descriptor {fd} cannot be the door")]
-    Door {
+    #[error("descriptor {fd} is no listening Unix socket")]
+    Inherit {
         fd: RawFd,
         #[source]
         source: io::Error,
@@ -75,7 +74,7 @@ fn main() -> ExitCode {
     let result = match mode(std::env::args_os()) {
         Some(Mode::Init) => guest::run(),
         Some(Mode::Listen(path)) => listen_on(path),
-        Some(Mode::Jail { door }) => serve_jail(door),
+        Some(Mode::Inherit(fd)) => listen_at(fd),
         Some(Mode::Version) => {
             let version = concat!("firn-agent ", env!("CARGO_PKG_VERSION"), "\n");
             let _ = io::stdout().write_all(version.as_bytes());
@@ -101,7 +100,7 @@ fn mode(mut arguments: impl Iterator<Item = OsString>) -> Option<Mode> {
     let flag = arguments.next()?;
     let mode = match flag.to_str()? {
         "--listen" => Mode::Listen(arguments.next()?.into()),
-        "--door-fd" => Mode::Jail { door: arguments.next()?.to_str()?.parse().ok().filter(|fd| *fd >= 3)? },
+        "--listen-fd" => Mode::Inherit(arguments.next()?.to_str()?.parse().ok().filter(|fd| *fd >= 3)?),
         "--version" => Mode::Version,
         _ => return None,
     };
@@ -117,32 +116,29 @@ fn listen_on(path: PathBuf) -> Result<(), MainError> {
         Err(source) => return Err(MainError::Listen { path, source }),
     };
     agent::enter_proc()?;
-    listen::block_on(async move {
-        let agent = Agent::new(Role::Plain)?;
-        let listener = tokio::net::UnixListener::from_std(listener)
-            .map_err(|source| MainError::Listen { path, source })?;
-        let doorkeeper = Doorkeeper::new(std::rc::Rc::clone(&agent));
-        tokio::join!(agent.reap(), listen::accept_unix(&listener, &doorkeeper));
-        Ok(())
-    })
-    .map_err(MainError::Runtime)?
+    serve(listener, |source| MainError::Listen { path, source })
 }
 
-/// Until the host closes the door. Then this process ends, and as PID 1 of the jail all others with it.
-fn serve_jail(fd: RawFd) -> Result<(), MainError> {
+/// Listens on a socket whose address is none of this process's business: in a jail there is no path by
+/// which a command could connect to it.
+fn listen_at(fd: RawFd) -> Result<(), MainError> {
     agent::prepare_process()?;
     agent::forget_start(Some(fd));
     agent::enter_proc()?;
+    let refused = |source| MainError::Inherit { fd, source };
+    let listener = listen::inherit_unix(fd).map_err(refused)?;
+    serve(listener, refused)
+}
+
+/// Serves connections until it is killed, or asked to end on one of them: that all have closed means
+/// only that their host has ended, and another may come.
+fn serve(listener: UnixListener, refused: impl FnOnce(io::Error) -> MainError) -> Result<(), MainError> {
     listen::block_on(async move {
         let agent = Agent::new(Role::Plain)?;
-        let door = Door::adopt(fd).map_err(|source| MainError::Door { fd, source })?;
+        let listener = tokio::net::UnixListener::from_std(listener).map_err(refused)?;
         let doorkeeper = Doorkeeper::new(std::rc::Rc::clone(&agent));
-        tokio::select! {
-            () = agent.reap() => {}
-            () = door.keep(&doorkeeper) => {}
-        }
-        // At once: what an orderly end would give up, the end gives up too.
-        sys::exit_now(0)
+        tokio::join!(agent.reap(), listen::accept_unix(&listener, &doorkeeper));
+        Ok(())
     })
     .map_err(MainError::Runtime)?
 }

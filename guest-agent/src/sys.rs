@@ -251,86 +251,21 @@ pub(crate) fn inherited(fd: RawFd) -> Result<OwnedFd, Errno> {
     Ok(own(fd.into()))
 }
 
-/// The family and the type of a socket.
-pub(crate) fn socket_kind(socket: impl AsFd) -> Result<(c_int, c_int), Errno> {
-    let option = |option: c_int| {
-        let mut value: c_int = 0;
-        let mut length = size_of::<c_int>() as libc::socklen_t;
-        // SAFETY: `value` and its length live across the call.
-        Errno::result(unsafe {
-            libc::getsockopt(
-                socket.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw mut value).cast(),
-                &mut length,
-            )
-        })?;
-        Ok(value)
-    };
-    Ok((option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?))
-}
-
-/// What came in one packet.
-#[derive(Default)]
-pub(crate) struct Packet {
-    /// The first bytes of it: one, and one more to tell a longer packet by.
-    pub(crate) body: Vec<u8>,
-    /// Closed across `execve`.
-    pub(crate) descriptors: Vec<OwnedFd>,
-    /// Whether there was more than there was room for.
-    pub(crate) is_cut: bool,
-}
-
-impl Packet {
-    /// Whether nothing came: an empty packet, or the end.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.body.is_empty() && self.descriptors.is_empty() && !self.is_cut
-    }
-}
-
-/// The most descriptors that are looked at. What exceeds it the kernel closes.
-const MAX_DESCRIPTORS: usize = 4;
-
-/// Takes a packet and the descriptors in it, without waiting.
-#[allow(clippy::unnecessary_cast, reason = "the lengths are of other types in other C libraries")]
-pub(crate) fn receive_descriptors(socket: impl AsFd) -> Result<Packet, Errno> {
-    // In words, because a control message's header is aligned to one.
-    let mut control = [0_u64; (size_of::<libc::cmsghdr>() + MAX_DESCRIPTORS * size_of::<RawFd>()) / 8];
-    let mut body = [0_u8; 2];
-    let mut part = libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() };
-    // SAFETY: all zeroes is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    // SAFETY: `message` points to buffers that live across the call and are as long as it says.
-    let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut message, flags) })?;
-    let mut packet = Packet {
-        body: body[..length.unsigned_abs().min(body.len())].to_vec(),
-        descriptors: Vec::new(),
-        is_cut: message.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0,
-    };
-    // SAFETY: the kernel has filled `message` in, and `control` is still there.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
-    while !header.is_null() {
-        // SAFETY: not null, so it is a whole header within `control`.
-        let libc::cmsghdr { cmsg_level, cmsg_type, cmsg_len, .. } = unsafe { *header };
-        if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            // SAFETY: takes an integer only.
-            let count = (cmsg_len as usize - unsafe { libc::CMSG_LEN(0) } as usize) / size_of::<RawFd>();
-            for index in 0..count {
-                // SAFETY: the kernel says that so many numbers follow the header, within `control`.
-                let fd = unsafe { libc::CMSG_DATA(header).cast::<RawFd>().add(index).read_unaligned() };
-                packet.descriptors.push(own(fd.into()));
-            }
-        }
-        // SAFETY: as above.
-        header = unsafe { libc::CMSG_NXTHDR(&message, header) };
-    }
-    Ok(packet)
+/// The family of a socket.
+pub(crate) fn socket_family(socket: impl AsFd) -> Result<c_int, Errno> {
+    let mut family: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: `family` and its length live across the call.
+    Errno::result(unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut family).cast(),
+            &mut length,
+        )
+    })?;
+    Ok(family)
 }
 
 /// Makes the terminal the controlling one of this session.

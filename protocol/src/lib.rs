@@ -35,7 +35,7 @@ pub use text::Text;
 /// The version of the messages and the framing. Both ends refuse any other: see `VERSIONING.md`.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The vsock port the agent listens on in a guest. In a jail the host hands each connection over.
+/// The vsock port the agent listens on in a guest. In a jail it inherits a socket.
 pub const AGENT_PORT: u32 = 1024;
 
 /// The vsock port the agent dials on the host (CID 2) once it can take requests.

@@ -5,12 +5,11 @@
 
 use bytes::BytesMut;
 use firn_protocol::*;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
-use std::io::{IoSlice, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio_util::codec::{Decoder as _, Encoder as _};
@@ -74,34 +73,38 @@ impl Drop for Agent {
     }
 }
 
-/// An agent that is handed its connections, as one in a jail is. Killed when dropped.
+/// An agent that inherited its listening socket, as one in a jail does. Killed when dropped.
 pub(crate) struct Jailed {
     pub(crate) process: Child,
-    /// `None`: closed.
-    pub(crate) door: Option<OwnedFd>,
+    folder: tempfile::TempDir,
 }
 
 impl Jailed {
-    /// Starts one that finds these packets at the door.
-    pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &OwnedFd)) -> Jailed {
-        let (door, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    /// Starts one, after this was done with its command line and with the path of its socket.
+    pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Jailed {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
         // Its number in the agent: duplicated without close-on-exec.
-        let inherited = nix::unistd::dup(&theirs).unwrap();
+        let inherited = nix::unistd::dup(&listener).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_firn-agent"));
-        command.arg("--door-fd").arg(inherited.as_raw_fd().to_string());
+        command.arg("--listen-fd").arg(inherited.as_raw_fd().to_string());
         command.env_clear().stdin(Stdio::null()).process_group(0);
-        prepare(&mut command, &door);
+        prepare(&mut command, &path);
         let process = command.spawn().unwrap();
-        Jailed { process, door: Some(door) }
+        Jailed { process, folder }
     }
 
     pub(crate) fn start() -> Jailed {
         Jailed::start_with(|_, _| {})
     }
 
+    pub(crate) fn connect_silently(&self) -> Host {
+        Host::over(UnixStream::connect(self.folder.path().join("agent.sock")).unwrap())
+    }
+
     pub(crate) fn connect(&self) -> Host {
-        let mut host = hand_over(self.door.as_ref().unwrap());
+        let mut host = self.connect_silently();
         host.greet(PROTOCOL_VERSION);
         host
     }
@@ -112,21 +115,6 @@ impl Drop for Jailed {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Sends a packet through a door.
-pub(crate) fn hand(door: &OwnedFd, body: &[u8], descriptors: &[RawFd]) {
-    let rights = [ControlMessage::ScmRights(descriptors)];
-    let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
-    let body = [IoSlice::new(body)];
-    sendmsg::<()>(door.as_raw_fd(), &body, control, MsgFlags::MSG_NOSIGNAL, None).unwrap();
-}
-
-/// Hands one end of a new connection over.
-pub(crate) fn hand_over(door: &OwnedFd) -> Host {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    hand(door, &[0], &[theirs.as_raw_fd()]);
-    Host::over(ours)
 }
 
 /// The host's end of a connection.
