@@ -5,6 +5,7 @@
 
 use crate::exec::{Order, Tree};
 use crate::guest::{Guest, Tally};
+use crate::kept::Register;
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -68,6 +69,7 @@ pub(crate) struct Agent {
     /// Supervisors that have not been reaped, and the way to talk to each.
     supervisors: RefCell<BTreeMap<i32, Weak<AsyncFd<OwnedFd>>>>,
     commands: Cell<u32>,
+    pub(crate) kept: Register,
     /// Told whenever a supervisor was reaped or a command is over.
     changed: Notify,
     shutting_down: Cell<bool>,
@@ -132,6 +134,7 @@ impl Agent {
             signalled,
             supervisors: RefCell::default(),
             commands: Cell::new(0),
+            kept: Register::default(),
             changed: Notify::new(),
             shutting_down: Cell::new(false),
         }))

@@ -4,6 +4,7 @@
 //! time, exec, borrows the connection while it runs and speaks the frames of its operation itself.
 
 use crate::agent::{Agent, Role};
+use crate::kept::{Attachment, KeptError, Register};
 use crate::outgoing::Outgoing;
 use crate::{exec, log, stats};
 use bytes::BytesMut;
@@ -65,8 +66,7 @@ pub(crate) struct Connection {
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(agent: &Rc<Agent>, stream: Box<dyn Transport>) -> Result<(), ConnectionError> {
-    let mut connection =
-        Connection { stream, inbound: BytesMut::new(), outgoing: Outgoing::default(), previous: None };
+    let mut connection = Connection::over(stream);
     connection.greet(agent).await?;
     while let Some(frame) = connection.next_frame().await? {
         if connection.is_late_input(&frame) {
@@ -83,8 +83,13 @@ pub(crate) async fn serve(agent: &Rc<Agent>, stream: Box<dyn Transport>) -> Resu
 }
 
 impl Connection {
+    /// One on which nothing has been said.
+    pub(crate) fn over(stream: Box<dyn Transport>) -> Connection {
+        Connection { stream, inbound: BytesMut::new(), outgoing: Outgoing::default(), previous: None }
+    }
+
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
-        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits"];
+        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits", "keep"];
         if matches!(agent.role, Role::Init(_)) {
             capabilities.push("configure");
         }
@@ -125,7 +130,23 @@ impl Connection {
             Request::Exec(_) if agent.is_shutting_down() => {
                 failure(FailureCode::Invalid, "the sandbox is shutting down".into())
             }
-            Request::Exec(exec) => exec::run(agent, self, frame.id, &exec).await?,
+            Request::Exec(exec) => match exec.keep.clone() {
+                None => exec::run(agent, self, frame.id, &exec).await?,
+                Some(keep) => match Register::start(agent, *exec, &keep) {
+                    Ok(attachment) => attachment.serve(self, frame.id).await?,
+                    Err(error) => no_such_command(&error),
+                },
+            },
+            Request::Attach(attach) => match agent.kept.find(attach.command) {
+                Ok(kept) => Attachment::later(kept, &attach).serve(self, frame.id).await?,
+                Err(error) => no_such_command(&error),
+            },
+            Request::Commands => Reply::Commands { commands: agent.kept.list() },
+            Request::Forget { command } => match agent.kept.forget(command) {
+                Ok(()) => Reply::Forgotten,
+                Err(error) => no_such_command(&error),
+            },
+            Request::Processes => failure(FailureCode::Unsupported, String::new()),
             Request::Shutdown => return self.shut_down(agent, frame.id).await,
         };
         self.reply(frame.id, &reply).await
@@ -156,7 +177,8 @@ impl Connection {
         self.flush().await
     }
 
-    async fn flush(&mut self) -> Result<(), ConnectionError> {
+    /// Sends all that has been made ready.
+    pub(crate) async fn flush(&mut self) -> Result<(), ConnectionError> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
@@ -167,6 +189,11 @@ impl Connection {
     /// Writes all that waits.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         self.outgoing.poll_flush(&mut self.stream, cx).map_err(ConnectionError::Write)
+    }
+
+    /// Writes what waits elsewhere. Nothing may wait here.
+    pub(crate) fn poll_send(&mut self, frames: &mut Outgoing, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        frames.poll_flush(&mut self.stream, cx)
     }
 
     /// The next frame; `None` at the end of the stream.
@@ -211,6 +238,15 @@ fn configure_guest(agent: &Agent, configure: &Configure) -> Reply {
             "this agent is not the init process of a guest: it has nothing to configure".into(),
         ),
     }
+}
+
+fn no_such_command(error: &KeptError) -> Reply {
+    let code = match error {
+        KeptError::Exists(_) | KeptError::Runs(_) => FailureCode::Invalid,
+        KeptError::Unknown(_) => FailureCode::NotFound,
+        KeptError::TooMany => FailureCode::TooMany,
+    };
+    failure(code, error.to_string())
 }
 
 fn failure(code: FailureCode, message: String) -> Reply {

@@ -11,6 +11,7 @@
 //! ```text
 //!   main ─▶ guest (init only: mounts, modules, power)
 //!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
+//!                        ├─▶ kept ─▶ exec: commands that outlive their connection
 //!                        └─▶ guest::configure, stats
 //! ```
 //!
@@ -21,6 +22,7 @@ mod agent;
 mod connection;
 mod exec;
 mod guest;
+mod kept;
 mod listen;
 mod log;
 mod outgoing;

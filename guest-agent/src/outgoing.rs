@@ -79,6 +79,13 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Adds a frame without a body.
+    pub(crate) fn push_empty(&mut self, kind: Kind, id: RequestId) {
+        self.reserve(HEADER);
+        self.put_header(kind, id, 0);
+        self.end += HEADER;
+    }
+
     /// Room for the body of a raw frame, to be followed by [`Outgoing::commit`].
     pub(crate) fn room(&mut self, most: usize) -> &mut [u8] {
         self.reserve(HEADER + most);

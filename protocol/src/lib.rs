@@ -43,3 +43,19 @@ pub const READY_PORT: u32 = 1025;
 
 /// How many bytes of stdin the host may send before the agent has granted more.
 pub const STDIN_WINDOW: u32 = 256 * 1024;
+
+/// The most output of a kept command that is kept, in bytes.
+pub const MAX_KEPT_OUTPUT: u32 = 4 * 1024 * 1024;
+
+/// The most kept commands that run at once in a sandbox.
+pub const MAX_KEPT_RUNNING: usize = 32;
+
+/// The most kept commands that are remembered when they are over. All of them together keep no more than
+/// [`MAX_ENDED_OUTPUT`] bytes of output; the first to end is the first to be forgotten.
+pub const MAX_ENDED: usize = 64;
+
+/// See [`MAX_ENDED`].
+pub const MAX_ENDED_OUTPUT: usize = 32 * 1024 * 1024;
+
+/// The most processes in a list.
+pub const MAX_PROCESSES: usize = 4096;

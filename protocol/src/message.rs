@@ -30,6 +30,18 @@ pub enum Request {
     Configure(Box<Configure>),
     /// Runs a command. Answered by [`Reply::Exited`] or [`Reply::NotStarted`].
     Exec(Box<Exec>),
+    /// Takes part in a command that was kept ([`Exec::keep`]). Answered by [`Event::Attached`], then
+    /// like a running [`Request::Exec`].
+    Attach(Attach),
+    /// Which kept commands there are. Answered by [`Reply::Commands`].
+    Commands,
+    /// Forgets a kept command that is over. Answered by [`Reply::Forgotten`].
+    Forget {
+        /// Its number: [`Keep::command`].
+        command: u64,
+    },
+    /// Which processes there are. Answered by [`Reply::Processes`].
+    Processes,
     /// Answered by [`Reply::Stats`].
     Stats,
     /// Ends all commands, writes back all shares, and powers the guest off after
@@ -149,6 +161,45 @@ pub struct Exec {
     /// a user), not for the command as a whole: they are for where no control group can be had.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resource_limits: Vec<ResourceLimit>,
+    /// Keep the command when its connection closes. Absent: it ends then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// How a command outlives its connection. It goes on, its output is read and the latest of it kept; its
+/// stdin stays open and empty until somebody attached sends some or ends it. The agent knows its result
+/// and its output until [`Request::Forget`], or until [`MAX_ENDED`] later ones have ended.
+///
+/// [`MAX_ENDED`]: crate::MAX_ENDED
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Keep {
+    /// What the host calls it: any number that no other command of this sandbox has.
+    pub command: u64,
+    /// How much of the latest output is kept, in bytes: at most [`crate::MAX_KEPT_OUTPUT`], more is as
+    /// that. A little is kept in any case, for those attached.
+    pub output_bytes: u32,
+    /// See [`Attach::back_pressure`], for the connection that starts the command.
+    #[serde(default)]
+    pub back_pressure: bool,
+}
+
+/// Wants to take part in a kept command. Any number of connections may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Attach {
+    /// Its number: [`Keep::command`].
+    pub command: u64,
+    /// From where on its output is wanted: a number of bytes since its start, those of stdout and stderr
+    /// counted together. What is not kept any more is left out.
+    pub from: u64,
+    /// `Stream`: stdin comes from this connection now, and no more from the one it came from so far, which
+    /// is told so ([`Event::StdinClosed`]). `Null`: it is left to whom it comes from.
+    pub stdin: Stdin,
+    /// Whether the command waits while this connection does not take its output. Otherwise it goes on,
+    /// and what is not kept any more is left out ([`Event::Skipped`]).
+    #[serde(default)]
+    pub back_pressure: bool,
 }
 
 /// A limit of `setrlimit(2)`, soft and hard alike. One above the hard limit of the agent itself is as
@@ -245,8 +296,25 @@ pub enum Event {
         /// To be added to what was granted before.
         bytes: u32,
     },
-    /// Nothing reads stdin any more: what is still sent is dropped.
+    /// Nothing reads this connection's stdin any more: what is still sent is dropped.
     StdinClosed,
+    /// To [`Request::Attach`], once: the program runs, or ran. Its output follows.
+    Attached {
+        /// Where in the output the first byte that follows is. Not before [`Attach::from`].
+        from: u64,
+        /// Its process id in the sandbox.
+        pid: u32,
+        /// How many bytes of stdin may be sent before more are granted. Absent: none, stdin has not
+        /// been asked for, has ended, or has never been open.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdin_credit: Option<u32>,
+    },
+    /// Output of a kept command was left out here: it was produced faster than it was taken, and is not
+    /// kept any more.
+    Skipped {
+        /// How much.
+        bytes: u64,
+    },
 }
 
 /// The last frame of an operation.
@@ -262,6 +330,15 @@ pub enum Reply {
     Exited(Box<Exited>),
     /// The command never ran. Different from a command that ran and exited with 126 or 127.
     NotStarted(NotStarted),
+    /// To [`Request::Commands`].
+    Commands {
+        /// In the order of their numbers.
+        commands: Vec<CommandInfo>,
+    },
+    /// To [`Request::Forget`].
+    Forgotten,
+    /// To [`Request::Processes`].
+    Processes(Processes),
     /// To [`Request::Stats`].
     Stats(Stats),
     /// To [`Request::Shutdown`]: all shares are written back.
@@ -368,6 +445,75 @@ pub enum NotStartedReason {
     Other,
 }
 
+/// A kept command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct CommandInfo {
+    /// What the host calls it: [`Keep::command`].
+    pub command: u64,
+    /// Its process id in the sandbox, once its program runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The beginning of its argument vector: no more than 256 bytes in all.
+    pub argv: Vec<Text>,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// What became of it.
+    pub state: CommandState,
+    /// Bytes of output so far, all that was passed on.
+    pub output_bytes: u64,
+    /// Where in that the first byte is that is still kept.
+    pub kept_from: u64,
+}
+
+/// What became of a kept command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum CommandState {
+    /// Its program does not run yet.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// It is over.
+    Exited(Box<Exited>),
+    /// It never ran.
+    NotStarted(NotStarted),
+}
+
+/// Processes of the sandbox, without the agent's own and the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct Processes {
+    /// In the order of their numbers, at most [`crate::MAX_PROCESSES`].
+    pub processes: Vec<ProcessInfo>,
+    /// Whether there are more.
+    pub truncated: bool,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct ProcessInfo {
+    /// Its number in the sandbox.
+    pub pid: u32,
+    /// Its parent's, 0 where that is the agent or outside.
+    pub parent: u32,
+    /// Whose rights it has: the effective user.
+    pub user: u32,
+    /// One letter, as in `proc(5)`: `R` runs, `S` sleeps, `Z` is a zombie, …
+    pub state: String,
+    /// Its arguments with spaces in between, or without any its program's name in brackets: the first
+    /// 256 bytes. A process says of itself what it likes.
+    pub name: Text,
+    /// Processor time, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory, in bytes.
+    pub rss_bytes: u64,
+    /// When it was started: milliseconds since the kernel's start, as [`Stats::uptime_ms`].
+    pub started_ms: u64,
+}
+
 /// What the sandbox uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
@@ -405,4 +551,8 @@ pub enum FailureCode {
     Invalid,
     /// The system refused.
     Failed,
+    /// There is no such thing, or no more.
+    NotFound,
+    /// There are as many as there may be.
+    TooMany,
 }

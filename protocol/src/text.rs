@@ -63,6 +63,11 @@ impl schemars::JsonSchema for Text {
 }
 
 impl Text {
+    /// These bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Text {
+        Text(OsStr::from_bytes(bytes).to_owned())
+    }
+
     /// The bytes as the operating system's string.
     pub fn as_os_str(&self) -> &OsStr {
         &self.0

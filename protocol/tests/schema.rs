@@ -28,6 +28,7 @@ fn an_exec_reads_well_on_the_wire() {
         timeout_ms: Some(1500),
         max_output_bytes: None,
         resource_limits: vec![ResourceLimit { resource: Resource::OpenFiles, value: 1024 }],
+        keep: None,
     }));
     insta::assert_json_snapshot!("exec", request);
 }

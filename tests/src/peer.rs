@@ -38,6 +38,7 @@ pub fn exec(argv: &[&str]) -> Exec {
         timeout_ms: None,
         max_output_bytes: None,
         resource_limits: Vec::new(),
+        keep: None,
     }
 }
 

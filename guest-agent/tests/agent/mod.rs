@@ -172,6 +172,7 @@ pub(crate) fn exec<T: Into<Text>>(argv: impl IntoIterator<Item = T>) -> Exec {
         timeout_ms: None,
         max_output_bytes: None,
         resource_limits: Vec::new(),
+        keep: None,
     }
 }
 
@@ -306,6 +307,8 @@ impl Host {
                     }
                     Event::StdinCredit { bytes } => credit += bytes as usize,
                     Event::StdinClosed => run.stdin_closed = true,
+                    Event::Skipped { .. } => {}
+                    event @ Event::Attached { .. } => panic!("{event:?}"),
                 },
                 Kind::Reply => {
                     run.reply = frame.message().unwrap();

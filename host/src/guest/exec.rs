@@ -118,6 +118,7 @@ impl<'c> Running<'c> {
                 self.stdin = StdinState::Ended;
                 Ok(ExecEvent::StdinRoom)
             }
+            Event::Attached { .. } | Event::Skipped { .. } => Err(unexpected(DURING, frame)),
         }
     }
 

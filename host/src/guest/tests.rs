@@ -125,6 +125,7 @@ fn exec() -> Exec {
         timeout_ms: None,
         max_output_bytes: None,
         resource_limits: Vec::new(),
+        keep: None,
     }
 }
 

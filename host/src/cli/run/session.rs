@@ -262,6 +262,7 @@ fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
         timeout_ms: spec.timeout.map(|timeout| milliseconds(timeout).max(1)),
         max_output_bytes: spec.output.map(|size| size.0),
         resource_limits: sandbox.resource_limits(spec),
+        keep: None,
     }
 }
 
