@@ -300,7 +300,8 @@ pub enum Event {
     StdinClosed,
     /// To [`Request::Attach`], once: the program runs, or ran. Its output follows.
     Attached {
-        /// Where in the output the first byte that follows is. Not before [`Attach::from`].
+        /// Where in the output the first byte that follows is. At or after [`Attach::from`], or the
+        /// end so far when that is earlier.
         from: u64,
         /// Its process id in the sandbox.
         pid: u32,

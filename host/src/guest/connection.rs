@@ -1,18 +1,17 @@
 //! One connection to an agent: the handshake, and requests that have one reply.
 
-use super::exec::Running;
+use super::exec::{Role, Running};
 use super::words::one_line;
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use firn_protocol::{
-    Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
-    RequestId,
+    Attach, Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply,
+    Request, RequestId, Stdin,
 };
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Encoder as _, FramedRead};
 
 /// How long the agent may take to say hello, once connected.
@@ -33,6 +32,9 @@ const HANDSHAKE: &str = "the handshake";
 
 /// What an agent must be able to do: one that could not would leave out what it was asked for.
 const NEEDED: [&str; 2] = ["exec", "limits"];
+
+/// What else an agent may be able to do, for who wants it.
+const OPTIONAL: [&str; 2] = ["keep", "processes"];
 
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
@@ -138,14 +140,25 @@ impl GuestError {
 }
 
 /// A connection after the handshake.
-#[derive(Debug)]
 pub(crate) struct Connection {
-    read: FramedRead<OwnedReadHalf, Codec>,
-    write: OwnedWriteHalf,
+    read: FramedRead<Box<dyn AsyncRead + Send + Unpin>, Codec>,
+    write: Box<dyn AsyncWrite + Send + Unpin>,
     outbox: BytesMut,
     listener: Listener,
     greeted: bool,
+    /// What the agent can do of [`OPTIONAL`]. Before it has been heard: what it must be able to.
+    capabilities: Vec<&'static str>,
+    /// Whether it was taken over from somebody who may interleave words of its own.
+    resumed: bool,
+    /// The longest message that may come, in bytes.
+    longest: usize,
     last_id: RequestId,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Connection").field("greeted", &self.greeted).finish_non_exhaustive()
+    }
 }
 
 /// Whether the agent can still be told something.
@@ -172,15 +185,7 @@ impl Connection {
     /// not wait for the answer: both go out at once.
     pub(crate) fn begin(stream: UnixStream) -> Result<Connection, GuestError> {
         let (read, write) = stream.into_split();
-        let read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
-        let mut connection = Connection {
-            read,
-            write,
-            outbox: BytesMut::new(),
-            listener: Listener::There,
-            greeted: false,
-            last_id: 0,
-        };
+        let mut connection = Connection::over(Box::new(read), Box::new(write));
         let ours = Hello {
             protocol: PROTOCOL_VERSION,
             software: concat!("firn ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -188,6 +193,37 @@ impl Connection {
         };
         connection.post(Kind::Hello, 0, &ours, HANDSHAKE)?;
         Ok(connection)
+    }
+
+    /// A connection on which an operation is under way, and nobody shakes hands: somebody whom this firn
+    /// believes in as little as in an agent has done so at the other end, and passes the frames on. It
+    /// may interleave events of its own, of operation 0. `already_read` comes before what the stream holds.
+    /// The operation is had by [`Connection::running`].
+    pub(crate) fn resume(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        already_read: Bytes,
+    ) -> Connection {
+        let (read, write) = tokio::io::split(stream);
+        let read = AsyncReadExt::chain(std::io::Cursor::new(already_read), read);
+        let connection = Connection::over(Box::new(read), Box::new(write));
+        Connection { greeted: true, resumed: true, capabilities: OPTIONAL.to_vec(), ..connection }
+    }
+
+    fn over(
+        read: Box<dyn AsyncRead + Send + Unpin>,
+        write: Box<dyn AsyncWrite + Send + Unpin>,
+    ) -> Connection {
+        Connection {
+            read: FramedRead::with_capacity(read, Codec, READ_AHEAD),
+            write,
+            outbox: BytesMut::new(),
+            listener: Listener::There,
+            greeted: false,
+            capabilities: Vec::new(),
+            resumed: false,
+            longest: LONGEST_MESSAGE,
+            last_id: 0,
+        }
     }
 
     /// Whether the agent has said hello.
@@ -203,12 +239,30 @@ impl Connection {
         if hello.protocol != PROTOCOL_VERSION {
             return Err(GuestError::Version { theirs: hello.protocol });
         }
-        if let Some(lacks) = NEEDED.iter().find(|needed| !hello.capabilities.iter().any(|has| has == *needed))
-        {
+        let can = |capability: &&&str| hello.capabilities.iter().any(|has| has == **capability);
+        if let Some(lacks) = NEEDED.iter().chain(&self.capabilities).find(|needed| !can(needed)) {
             return Err(GuestError::Lacks { capability: lacks });
         }
+        self.capabilities = OPTIONAL.iter().filter(can).copied().collect();
         self.greeted = true;
         Ok(())
+    }
+
+    /// Makes sure that the agent can do this, at once or when it says hello.
+    pub(super) fn need(&mut self, capability: &'static str) -> Result<(), GuestError> {
+        if self.capabilities.contains(&capability) {
+            return Ok(());
+        }
+        if self.greeted {
+            return Err(GuestError::Lacks { capability });
+        }
+        self.capabilities.push(capability);
+        Ok(())
+    }
+
+    /// Whether events of operation 0 may come.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Makes the guest this sandbox.
@@ -236,11 +290,50 @@ impl Connection {
     /// Starts a command. The connection is its until it is over.
     pub(crate) fn exec(&mut self, exec: Exec) -> Result<Running<'_>, GuestError> {
         let (stdin, timeout_ms) = (exec.stdin, exec.timeout_ms);
+        let role = if exec.keep.is_some() { Role::Keeper } else { Role::Owner };
+        if role == Role::Keeper {
+            self.need("keep")?;
+        }
         let id = self.request(&Request::Exec(Box::new(exec)), "a command")?;
-        Ok(Running::new(self, id, stdin, timeout_ms))
+        Ok(Running::new(self, id, role, stdin, timeout_ms))
     }
 
-    async fn ask(
+    /// Takes part in a kept command that was started with this timeout. The connection is its until it
+    /// is over, or until it is dropped, which leaves the command alone.
+    pub(crate) fn attach(
+        &mut self,
+        attach: Attach,
+        timeout_ms: Option<u64>,
+    ) -> Result<Running<'_>, GuestError> {
+        self.need("keep")?;
+        let stdin = attach.stdin;
+        let id = self.request(&Request::Attach(attach), "a command")?;
+        Ok(Running::new(self, id, Role::Attached, stdin, timeout_ms))
+    }
+
+    /// The command that is operation `id` of a connection that was resumed, whichever request it answers.
+    /// Stdin must not have been sent so far.
+    pub(crate) fn running(&mut self, id: RequestId, stdin: Stdin, timeout_ms: Option<u64>) -> Running<'_> {
+        self.last_id = self.last_id.max(id);
+        Running::new(self, id, Role::Any, stdin, timeout_ms)
+    }
+
+    /// Asks for what may be longer than other answers.
+    pub(super) async fn ask_at_length(
+        &mut self,
+        request: Request,
+        during: &'static str,
+        patience: Duration,
+        longest: usize,
+    ) -> Result<Reply, GuestError> {
+        self.longest = longest;
+        let reply = self.ask(request, during, patience).await;
+        self.longest = LONGEST_MESSAGE;
+        reply
+    }
+
+    /// Asks for what is answered by one reply and nothing else.
+    pub(super) async fn ask(
         &mut self,
         request: Request,
         during: &'static str,
@@ -328,7 +421,7 @@ impl Connection {
             tokio::select! {
                 frame = self.read.next() => {
                     return match frame {
-                        Some(Ok(frame)) if is_too_long(&frame) => Err(unexpected(during, &frame)),
+                        Some(Ok(frame)) if is_too_long(&frame, self.longest) => Err(unexpected(during, &frame)),
                         Some(Ok(frame)) => Ok(frame),
                         Some(Err(FrameError::Io(error))) if closed(&error) => Err(GuestError::Closed { during }),
                         Some(Err(source)) => Err(GuestError::Frame { during, source }),
@@ -349,8 +442,8 @@ impl Connection {
     }
 }
 
-fn is_too_long(frame: &Frame) -> bool {
-    !matches!(frame.kind, Kind::Stdout | Kind::Stderr) && frame.body.len() > LONGEST_MESSAGE
+fn is_too_long(frame: &Frame, longest: usize) -> bool {
+    !matches!(frame.kind, Kind::Stdout | Kind::Stderr) && frame.body.len() > longest
 }
 
 /// The message in a frame.

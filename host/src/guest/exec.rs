@@ -23,6 +23,16 @@ const MOST_AHEAD: usize = STDIN_WINDOW as usize;
 pub(crate) enum ExecEvent {
     /// The program runs.
     Started,
+    /// The program runs, or ran, and this is where in its output the first byte is that follows.
+    Attached {
+        /// A number of bytes since its start.
+        from: u64,
+    },
+    /// So many bytes of its output were left out here.
+    Skipped(u64),
+    /// What somebody says who passes the command on, not the agent: see [`Connection::resume`]. It may
+    /// come at any time, before the start too.
+    Other(Bytes),
     /// Bytes from stdout or the terminal.
     Stdout(Bytes),
     /// Bytes from stderr.
@@ -41,11 +51,39 @@ enum StdinState {
     Ended,
 }
 
+/// What this end is to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It started the command, which ends with it.
+    Owner,
+    /// It started the command, which goes on without it.
+    Keeper,
+    /// It takes part in one that was started before.
+    Attached,
+    /// It does not know.
+    Any,
+}
+
+impl Role {
+    fn may_start(self) -> bool {
+        self != Role::Attached
+    }
+
+    fn may_attach(self) -> bool {
+        matches!(self, Role::Attached | Role::Any)
+    }
+
+    fn may_miss(self) -> bool {
+        self != Role::Owner
+    }
+}
+
 /// A command that was asked for and is not over.
 #[derive(Debug)]
 pub(crate) struct Running<'c> {
     connection: &'c mut Connection,
     id: RequestId,
+    role: Role,
     started: bool,
     /// When the agent has taken too long to start it.
     too_late: Instant,
@@ -53,19 +91,30 @@ pub(crate) struct Running<'c> {
     stdin: StdinState,
 }
 
+/// Whether a process can have ended like this.
+pub(super) fn is_possible_end(status: ExitStatus) -> bool {
+    match status {
+        ExitStatus::Code(code) => (0..=255).contains(&code),
+        ExitStatus::Signal(signal) => (1..=64).contains(&signal),
+    }
+}
+
 impl<'c> Running<'c> {
     pub(super) fn new(
         connection: &'c mut Connection,
         id: RequestId,
+        role: Role,
         stdin: Stdin,
         timeout_ms: Option<u64>,
     ) -> Running<'c> {
         let stdin = match stdin {
             Stdin::Null => StdinState::Ended,
+            // How much of the window is left is told to who attaches.
+            Stdin::Stream if role.may_attach() => StdinState::Open { credit: 0 },
             Stdin::Stream => StdinState::Open { credit: u64::from(STDIN_WINDOW) },
         };
         let too_late = Instant::now() + START_PATIENCE;
-        Running { connection, id, started: false, too_late, timeout_ms, stdin }
+        Running { connection, id, role, started: false, too_late, timeout_ms, stdin }
     }
 
     /// What happens next. May be dropped at any time without loss.
@@ -83,6 +132,9 @@ impl<'c> Running<'c> {
             }
             frame
         };
+        if frame.id == 0 && frame.kind == Kind::Event && self.connection.is_resumed() {
+            return Ok(ExecEvent::Other(frame.body));
+        }
         if frame.id != self.id {
             return Err(unexpected(DURING, &frame));
         }
@@ -103,10 +155,26 @@ impl<'c> Running<'c> {
 
     fn event(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
         match message(DURING, frame)? {
-            Event::Started { .. } if self.started => Err(unexpected(DURING, frame)),
-            Event::Started { .. } => {
+            Event::Started { .. } if !self.started && self.role.may_start() => {
                 self.started = true;
+                if let StdinState::Open { credit } = &mut self.stdin
+                    && self.role.may_attach()
+                {
+                    *credit = credit.saturating_add(STDIN_WINDOW.into());
+                }
                 Ok(ExecEvent::Started)
+            }
+            Event::Attached { from, stdin_credit, .. } if !self.started && self.role.may_attach() => {
+                self.started = true;
+                self.stdin = match (self.stdin, stdin_credit) {
+                    (StdinState::Open { .. }, Some(credit)) => StdinState::Open { credit: credit.into() },
+                    (StdinState::Open { .. }, None) | (StdinState::Ended, _) => StdinState::Ended,
+                };
+                Ok(ExecEvent::Attached { from })
+            }
+            Event::Skipped { bytes } if self.started && self.role.may_miss() => Ok(ExecEvent::Skipped(bytes)),
+            Event::Started { .. } | Event::Attached { .. } | Event::Skipped { .. } => {
+                Err(unexpected(DURING, frame))
             }
             Event::StdinCredit { bytes } => {
                 if let StdinState::Open { credit } = &mut self.stdin {
@@ -118,7 +186,6 @@ impl<'c> Running<'c> {
                 self.stdin = StdinState::Ended;
                 Ok(ExecEvent::StdinRoom)
             }
-            Event::Attached { .. } | Event::Skipped { .. } => Err(unexpected(DURING, frame)),
         }
     }
 
@@ -137,11 +204,7 @@ impl<'c> Running<'c> {
     /// Whether a command can have ended like this: exit codes are made from it, and what is told
     /// of the timeout.
     fn is_possible(&self, exited: &Exited) -> bool {
-        let status = match exited.status {
-            ExitStatus::Code(code) => (0..=255).contains(&code),
-            ExitStatus::Signal(signal) => (1..=64).contains(&signal),
-        };
-        status && (exited.ended_by != EndedBy::Timeout || self.timeout_ms.is_some())
+        is_possible_end(exited.status) && (exited.ended_by != EndedBy::Timeout || self.timeout_ms.is_some())
     }
 
     /// How much memory is held for it, in bytes.

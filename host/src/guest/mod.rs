@@ -4,8 +4,12 @@
 //! anything else ends the connection with an error that says what was wrong. Nothing here waits
 //! for the guest without a limit, except for a command that was given none.
 
+#[allow(dead_code, reason = "what sandboxes need that outlive the firn which started them")]
 mod connection;
+#[allow(dead_code, reason = "as above")]
 mod exec;
+#[allow(dead_code, reason = "as above")]
+mod inspection;
 pub(crate) mod vsock;
 mod words;
 

@@ -5,6 +5,7 @@
 //! paused: what waits for a deadline takes no time.
 
 mod attacks;
+mod kept;
 
 use super::{Connection, ExecEvent, GuestError, Running};
 use attacks::Phase::{Configuring, Over, Running as Runs, ShuttingDown, Starting};
@@ -147,6 +148,9 @@ async fn through(mut running: Running<'_>) -> Result<(), GuestError> {
                 }
             }
             ExecEvent::Started | ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => {}
+            event @ (ExecEvent::Attached { .. } | ExecEvent::Skipped(_) | ExecEvent::Other(_)) => {
+                panic!("{event:?} of a command that is not kept")
+            }
         }
     }
 }

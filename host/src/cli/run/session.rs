@@ -316,7 +316,11 @@ async fn pump(
                     ExecEvent::Started => {
                         waiting = events.as_mut().map(|events| (Stream::Stdout, events.started()));
                     }
-                    ExecEvent::StdinRoom => {}
+                    // The last three do not come: nothing is attached here, and nothing resumed.
+                    ExecEvent::StdinRoom
+                    | ExecEvent::Attached { .. }
+                    | ExecEvent::Skipped(_)
+                    | ExecEvent::Other(_) => {}
                     ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => {}
                     ExecEvent::Exited(_) if reader_gone => return Ok(End::ReaderGone),
                     ExecEvent::Stdout(chunk) => arrived = allowed(&mut allowance, Stream::Stdout, chunk),

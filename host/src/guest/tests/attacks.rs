@@ -337,6 +337,30 @@ pub(super) const ATTACKS: &[Attack] = &[
         verdict: |_| Unexpected,
     },
     Attack {
+        name: "a part in a command that was not asked for",
+        bytes: |phase| json(Kind::Event, phase.id(), &json!({"type": "attached", "from": 0, "pid": 1})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a gap in the output of a command that is not kept",
+        bytes: |phase| json(Kind::Event, phase.id(), &json!({"type": "skipped", "bytes": 1})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "an event of nobody's",
+        bytes: |_| json(Kind::Event, 0, &json!({"type": "skipped", "bytes": 1})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
+        name: "a list that nobody asked for",
+        bytes: |phase| json(Kind::Reply, phase.id(), &json!({"type": "commands", "commands": []})),
+        then: FallSilent,
+        verdict: |_| Unexpected,
+    },
+    Attack {
         name: "credit without end",
         bytes: |phase| credit(phase.id()).repeat(20_000),
         then: GoOn,
