@@ -14,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -66,7 +66,7 @@ pub(crate) struct Agent {
     signals: SignalFd,
     /// The same, to wait for.
     signalled: AsyncFd<OwnedFd>,
-    /// Supervisors that have not been reaped, and the way to talk to each.
+    /// Supervisors and workers that have not been reaped, and the way to talk to each supervisor.
     supervisors: RefCell<BTreeMap<i32, Weak<AsyncFd<OwnedFd>>>>,
     commands: Cell<u32>,
     pub(crate) kept: Register,
@@ -201,6 +201,17 @@ impl Agent {
     pub(crate) fn register(&self, supervisor: Pid, control: &Rc<AsyncFd<OwnedFd>>) {
         self.supervisors.borrow_mut().insert(supervisor.as_raw(), Rc::downgrade(control));
         self.commands.set(self.commands.get() + 1);
+    }
+
+    /// Enters a worker in the register: it is no command, but neither is it a stray.
+    pub(crate) fn register_worker(&self, worker: Pid) {
+        self.supervisors.borrow_mut().insert(worker.as_raw(), Weak::new());
+    }
+
+    /// The numbers of the agent's own processes.
+    pub(crate) fn own_processes(&self) -> BTreeSet<i32> {
+        let supervisors = self.supervisors.borrow();
+        supervisors.keys().copied().chain([Pid::this().as_raw()]).collect()
     }
 
     /// A command is over.

@@ -6,7 +6,7 @@
 use crate::agent::{Agent, Role};
 use crate::kept::{Attachment, KeptError, Register};
 use crate::outgoing::Outgoing;
-use crate::{exec, log, stats};
+use crate::{exec, log, processes, stats, worker};
 use bytes::BytesMut;
 use firn_protocol::{
     Codec, Configure, Failure, FailureCode, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
@@ -89,7 +89,7 @@ impl Connection {
     }
 
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
-        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits", "keep"];
+        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes"];
         if matches!(agent.role, Role::Init(_)) {
             capabilities.push("configure");
         }
@@ -146,7 +146,10 @@ impl Connection {
                 Ok(()) => Reply::Forgotten,
                 Err(error) => no_such_command(&error),
             },
-            Request::Processes => failure(FailureCode::Unsupported, String::new()),
+            Request::Processes => {
+                let own = agent.own_processes();
+                worker::run(agent, self, frame.id, move |_| processes::list(own)).await?
+            }
             Request::Shutdown => return self.shut_down(agent, frame.id).await,
         };
         self.reply(frame.id, &reply).await
@@ -249,7 +252,8 @@ fn no_such_command(error: &KeptError) -> Reply {
     failure(code, error.to_string())
 }
 
-fn failure(code: FailureCode, message: String) -> Reply {
+/// The reply that a request could not be served.
+pub(crate) fn failure(code: FailureCode, message: String) -> Reply {
     Reply::Error(Failure { code, message })
 }
 

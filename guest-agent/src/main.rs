@@ -12,6 +12,7 @@
 //!   main ─▶ guest (init only: mounts, modules, power)
 //!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
 //!                        ├─▶ kept ─▶ exec: commands that outlive their connection
+//!                        ├─▶ worker ─▶ processes: what might block the agent
 //!                        └─▶ guest::configure, stats
 //! ```
 //!
@@ -26,8 +27,10 @@ mod kept;
 mod listen;
 mod log;
 mod outgoing;
+mod processes;
 mod stats;
 mod sys;
+mod worker;
 
 use agent::{Agent, AgentError, Role};
 use listen::Doorkeeper;

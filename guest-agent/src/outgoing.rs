@@ -79,11 +79,11 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Adds a frame without a body.
-    pub(crate) fn push_empty(&mut self, kind: Kind, id: RequestId) {
-        self.reserve(HEADER);
-        self.put_header(kind, id, 0);
-        self.end += HEADER;
+    /// Adds a frame that came from elsewhere.
+    pub(crate) fn pass(&mut self, frame: &Frame) {
+        self.room(frame.body.len()).copy_from_slice(&frame.body);
+        self.put_header(frame.kind, frame.id, frame.body.len());
+        self.end += HEADER + frame.body.len();
     }
 
     /// Room for the body of a raw frame, to be followed by [`Outgoing::commit`].

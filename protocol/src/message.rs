@@ -556,4 +556,6 @@ pub enum FailureCode {
     NotFound,
     /// There are as many as there may be.
     TooMany,
+    /// The host cancelled it ([`Input::Cancel`]).
+    Cancelled,
 }

@@ -4,6 +4,8 @@
 //! sandbox does not need. Both files belong to the sandbox and may hold anything, so lines that
 //! make no sense are passed over, and only ordinary files of a sensible size are read.
 
+use crate::sys;
+use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 use std::ffi::OsStr;
 use std::io::Read as _;
@@ -21,6 +23,19 @@ pub(crate) struct Identity {
     pub(crate) gid: u32,
     /// The whole list for `setgroups(2)`.
     pub(crate) groups: Vec<u32>,
+}
+
+impl Identity {
+    /// Makes this process one of theirs.
+    pub(crate) fn assume(&self, own: bool) -> Result<(), Errno> {
+        match sys::set_groups(&self.groups) {
+            // A user namespace may forbid it, and then there is nothing to give up either.
+            Err(Errno::EPERM) if own => {}
+            result => result?,
+        }
+        sys::set_gid(self.gid)?;
+        sys::set_uid(self.uid)
+    }
 }
 
 /// What the environment says of a user.

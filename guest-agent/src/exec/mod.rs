@@ -19,4 +19,5 @@ mod tree;
 pub(crate) use accounts::{Accounts, Home};
 pub(crate) use pump::run;
 pub(crate) use report::Order;
+pub(crate) use supervisor::{close_all_but, mark_for_death};
 pub(crate) use tree::Tree;

@@ -99,7 +99,7 @@ pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
 }
 
 /// Closes every descriptor of the agent's but these.
-fn close_all_but(kept: &mut [RawFd]) {
+pub(crate) fn close_all_but(kept: &mut [RawFd]) {
     kept.sort_unstable();
     let mut next = 0;
     for fd in kept {
@@ -138,7 +138,7 @@ fn start(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) ->
 /// Else it might be the agent or a supervisor: what fills the memory need not be in a process, a file in
 /// memory does as well. The highest value that there is (`proc(5)`), because it outweighs any size; among
 /// commands the largest still goes first. Whether it was possible.
-fn mark_for_death(path: &CStr) -> bool {
+pub(crate) fn mark_for_death(path: &CStr) -> bool {
     let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     nix::fcntl::open(path, flags, Mode::empty()).and_then(|file| nix::unistd::write(file, b"1000")).is_ok()
 }
@@ -171,13 +171,7 @@ fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd
         }
         sys::close_between(3, RawFd::MAX);
         if let Some(identity) = &command.identity {
-            match sys::set_groups(&identity.groups) {
-                // A user namespace may forbid it, and then there is nothing to give up either.
-                Err(Errno::EPERM) if command.own_identity => {}
-                result => result.map_err(at(Stage::Identity))?,
-            }
-            sys::set_gid(identity.gid).map_err(at(Stage::Identity))?;
-            sys::set_uid(identity.uid).map_err(at(Stage::Identity))?;
+            identity.assume(command.own_identity).map_err(at(Stage::Identity))?;
         }
         // After the change of user, which clears it. A second net: should the supervisor be killed,
         // the command at least goes with it at once.

@@ -2,6 +2,7 @@
 
 use super::Kept;
 use crate::connection::{Connection, ConnectionError};
+use bytes::Bytes;
 use firn_protocol::{Attach, Event, Frame, Input, Kind, Reply, RequestId, Stdin};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -182,14 +183,12 @@ impl Attachment {
                 let Some(credit) = &mut state.stdin.credit else { return Ok(()) };
                 // At least as much as was granted to the one that holds it.
                 *credit = credit.saturating_sub(length);
-                let room = state.inbox.room(frame.body.len());
-                room.copy_from_slice(&frame.body);
-                state.inbox.commit(Kind::Stdin, super::ID, frame.body.len());
+                state.inbox.pass(&Frame::new(Kind::Stdin, super::ID, frame.body.clone()));
             }
             Kind::StdinEnd => {
                 if has_stdin && state.stdin.credit.take().is_some() {
                     self.stdin = StdinSource::Closed;
-                    state.inbox.push_empty(Kind::StdinEnd, super::ID);
+                    state.inbox.pass(&Frame::new(Kind::StdinEnd, super::ID, Bytes::new()));
                 }
             }
             Kind::Input => {

@@ -315,7 +315,7 @@ fn told(argv: &[Text]) -> Vec<Text> {
 }
 
 /// Where to cut a text that should be no longer than this: not within a character.
-fn cut(text: &[u8], longest: usize) -> usize {
+pub(crate) fn cut(text: &[u8], longest: usize) -> usize {
     if text.len() <= longest {
         return text.len();
     }
