@@ -5,7 +5,7 @@
 //! durations milliseconds, sizes bytes.
 
 use crate::sandbox::protection::Protection;
-use firn_protocol::{Access, Exceeded, Stdin, TerminalSize, Text, Variable};
+use firn_protocol::{Access, Exceeded, ProcessInfo, Stdin, TerminalSize, Text, Variable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -358,6 +358,13 @@ pub(crate) struct ProcessRow {
     pub(crate) rss_bytes: u64,
     /// Its command line, or its name in brackets.
     pub(crate) command: Text,
+}
+
+impl From<ProcessInfo> for ProcessRow {
+    fn from(process: ProcessInfo) -> ProcessRow {
+        let ProcessInfo { pid, parent, user, state, name, cpu_ms, rss_bytes, started_ms: _ } = process;
+        ProcessRow { pid, parent, user, state, cpu_ms, rss_bytes, command: name }
+    }
 }
 
 /// The daemon itself: `GET /v1/daemon`.

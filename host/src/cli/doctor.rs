@@ -6,7 +6,7 @@
 use super::exit::Failed;
 use crate::config::{Config, Program};
 use crate::preflight::{Backend, Caller, Host, Kernel, Report, Status};
-use crate::sandbox::store::Store;
+use crate::sandbox::place;
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::facts::host_facts;
 use crate::sys::identity::Identity;
@@ -28,7 +28,7 @@ pub(crate) struct DoctorArgs {
 /// Looks at this host.
 pub(super) fn examine(config: &Config) -> Result<Report, Failed> {
     // The measurements are kept beside the records.
-    Store::open(&config.runtime_dir)?;
+    place::prepare(&config.runtime_dir)?;
     let facts = host_facts(&config.runtime_dir);
     let path = config.search_path();
     let uid = Uid::effective();

@@ -9,7 +9,8 @@
 //!   ARTIFACT/bin/session-run  the same for a session, where there is one
 //! ```
 
-use serde::Deserialize;
+use firn_protocol::{Text, Variable};
+use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -153,7 +154,12 @@ impl Artifact {
     /// `TERM` on and fail without one of them.
     pub(crate) fn wrapper(&self, mut variables: Variables) -> Wrapper {
         variables.push(("TERM", "dumb".into()));
-        Wrapper { program: self.folder.join("bin/run"), variables }
+        let variable = |(name, value): (&str, OsString)| Variable { name: name.into(), value: value.into() };
+        Wrapper {
+            program: Text::from(self.folder.join("bin/run")),
+            environment: self.name.clone(),
+            variables: variables.into_iter().map(variable).collect(),
+        }
     }
 
     /// What tells its wrapper that `folder` is the project, to be shown read-only at `target`.
@@ -167,12 +173,14 @@ pub(crate) type Variables = Vec<(&'static str, OsString)>;
 
 /// The command that runs the code on its stdin. What variables of the agent's defaults are not named
 /// here stay as they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Wrapper {
     /// `bin/run`.
-    pub(crate) program: PathBuf,
+    pub(crate) program: Text,
+    /// What its environment calls itself.
+    pub(crate) environment: String,
     /// Its variables.
-    pub(crate) variables: Variables,
+    pub(crate) variables: Vec<Variable>,
 }
 
 #[cfg(test)]
@@ -203,7 +211,7 @@ mod tests {
         assert_eq!(artifact.timeout, Duration::from_secs(30));
         assert_eq!(artifact.memory, 512 << 20);
         let wrapper = artifact.wrapper(Vec::new());
-        assert_eq!(wrapper.program, dir.path().canonicalize().unwrap().join("bin/run"));
+        assert_eq!(wrapper.program.as_path(), dir.path().canonicalize().unwrap().join("bin/run"));
     }
 
     #[test]

@@ -287,8 +287,8 @@ impl Connection {
         }
     }
 
-    /// Starts a command. The connection is its until it is over.
-    pub(crate) fn exec(&mut self, exec: Exec) -> Result<Running<'_>, GuestError> {
+    /// Starts a command. The connection is its.
+    pub(crate) fn exec(mut self, exec: Exec) -> Result<Running, GuestError> {
         let (stdin, timeout_ms) = (exec.stdin, exec.timeout_ms);
         let role = if exec.keep.is_some() { Role::Keeper } else { Role::Owner };
         if role == Role::Keeper {
@@ -298,13 +298,9 @@ impl Connection {
         Ok(Running::new(self, id, role, stdin, timeout_ms))
     }
 
-    /// Takes part in a kept command that was started with this timeout. The connection is its until it
-    /// is over, or until it is dropped, which leaves the command alone.
-    pub(crate) fn attach(
-        &mut self,
-        attach: Attach,
-        timeout_ms: Option<u64>,
-    ) -> Result<Running<'_>, GuestError> {
+    /// Takes part in a kept command that was started with this timeout. The connection is its:
+    /// dropping it leaves the command alone.
+    pub(crate) fn attach(mut self, attach: Attach, timeout_ms: Option<u64>) -> Result<Running, GuestError> {
         self.need("keep")?;
         let stdin = attach.stdin;
         let id = self.request(&Request::Attach(attach), "a command")?;
@@ -313,7 +309,7 @@ impl Connection {
 
     /// The command that is operation `id` of a connection that was resumed, whichever request it answers.
     /// Stdin must not have been sent so far.
-    pub(crate) fn running(&mut self, id: RequestId, stdin: Stdin, timeout_ms: Option<u64>) -> Running<'_> {
+    pub(crate) fn running(mut self, id: RequestId, stdin: Stdin, timeout_ms: Option<u64>) -> Running {
         self.last_id = self.last_id.max(id);
         Running::new(self, id, Role::Any, stdin, timeout_ms)
     }

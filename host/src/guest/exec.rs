@@ -37,8 +37,10 @@ pub(crate) enum ExecEvent {
     Stdout(Bytes),
     /// Bytes from stderr.
     Stderr(Bytes),
-    /// There may be more room for stdin: see [`Running::stdin_room`].
-    StdinRoom,
+    /// There is so much more room for stdin, in bytes: see [`Running::stdin_room`].
+    StdinRoom(u32),
+    /// Nothing reads stdin any more.
+    StdinClosed,
     /// It is over. The last event.
     Exited(Box<Exited>),
     /// It never ran. The last event.
@@ -80,8 +82,8 @@ impl Role {
 
 /// A command that was asked for and is not over.
 #[derive(Debug)]
-pub(crate) struct Running<'c> {
-    connection: &'c mut Connection,
+pub(crate) struct Running {
+    connection: Connection,
     id: RequestId,
     role: Role,
     started: bool,
@@ -99,14 +101,14 @@ pub(super) fn is_possible_end(status: ExitStatus) -> bool {
     }
 }
 
-impl<'c> Running<'c> {
+impl Running {
     pub(super) fn new(
-        connection: &'c mut Connection,
+        connection: Connection,
         id: RequestId,
         role: Role,
         stdin: Stdin,
         timeout_ms: Option<u64>,
-    ) -> Running<'c> {
+    ) -> Running {
         let stdin = match stdin {
             Stdin::Null => StdinState::Ended,
             // How much of the window is left is told to who attaches.
@@ -120,7 +122,8 @@ impl<'c> Running<'c> {
     /// What happens next. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
         let receiving = self.connection.receive(DURING);
-        let frame = if self.started {
+        // Before the start of a command that somebody passes on a guest may have to boot.
+        let frame = if self.started || self.role == Role::Any {
             receiving.await?
         } else {
             // It may also talk of other things all the time.
@@ -180,11 +183,11 @@ impl<'c> Running<'c> {
                 if let StdinState::Open { credit } = &mut self.stdin {
                     *credit = credit.saturating_add(u64::from(bytes));
                 }
-                Ok(ExecEvent::StdinRoom)
+                Ok(ExecEvent::StdinRoom(bytes))
             }
             Event::StdinClosed => {
                 self.stdin = StdinState::Ended;
-                Ok(ExecEvent::StdinRoom)
+                Ok(ExecEvent::StdinClosed)
             }
         }
     }
@@ -205,6 +208,17 @@ impl<'c> Running<'c> {
     /// of the timeout.
     fn is_possible(&self, exited: &Exited) -> bool {
         is_possible_end(exited.status) && (exited.ended_by != EndedBy::Timeout || self.timeout_ms.is_some())
+    }
+
+    /// Whether the agent has said hello.
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.connection.is_greeted()
+    }
+
+    /// Its connection, after its end.
+    #[cfg(test)]
+    pub(super) fn into_connection(self) -> Connection {
+        self.connection
     }
 
     /// How much memory is held for it, in bytes.

@@ -131,17 +131,20 @@ fn exec() -> Exec {
 }
 
 /// A command from its start to its end, with as much stdin as there is room for.
-async fn through(mut running: Running<'_>) -> Result<(), GuestError> {
+async fn through(mut running: Running) -> Result<Connection, GuestError> {
     loop {
         let event = running.next().await?;
         assert!(running.held() <= MOST_HELD, "{} bytes are held", running.held());
         match event {
             ExecEvent::Exited(exited) => {
                 assert!(matches!(exited.status, ExitStatus::Code(0..=255) | ExitStatus::Signal(1..=64)));
-                return Ok(());
+                return Ok(running.into_connection());
             }
-            ExecEvent::NotStarted(reason) => return is_harmless(&reason.message),
-            ExecEvent::StdinRoom => {
+            ExecEvent::NotStarted(reason) => {
+                is_harmless(&reason.message)?;
+                return Ok(running.into_connection());
+            }
+            ExecEvent::StdinRoom(_) | ExecEvent::StdinClosed => {
                 let room = running.stdin_room().unwrap_or(0).min(64 * 1024);
                 if room > 0 {
                     running.send_stdin(Bytes::from(vec![0; room]))?;
@@ -159,7 +162,7 @@ async fn through(mut running: Running<'_>) -> Result<(), GuestError> {
 async fn converse(stream: UnixStream) -> Result<(), GuestError> {
     let mut connection = Connection::establish(stream).await?;
     connection.configure(configure(), PATIENCE).await?;
-    through(connection.exec(exec())?).await?;
+    let mut connection = through(connection.exec(exec())?).await?;
     connection.shutdown(PATIENCE).await
 }
 

@@ -1,28 +1,35 @@
-//! Bringing a sandbox up, and taking it down.
+//! Bringing a sandbox up, taking one over, and taking it down.
 //!
-//! Each step makes a value whose drop undoes it, so a failure, a signal or a panic at any point
-//! leaves nothing: `Place` (folder, record, control group) outlives what runs in it, a `Vm` (the VMM
-//! and its helpers) or a `Jail`.
+//! Each step makes a value whose drop undoes it, so a failure or a panic at any point leaves nothing:
+//! `Place` (folder and control group) outlives what runs in it, a `Vm` (the VMM and its helpers) or a
+//! `Jail`. Everything is written down before it is made, so what a killed daemon leaves is undone by the
+//! next one, or taken over if it had come up.
 
-use super::protection::{Isolation, Maker, Protection};
+use super::manager::OperationError;
+use super::place::{self, Helpers, Place, PlaceError, Site};
+use super::protection::{Isolation, Maker, Protection, milliseconds};
 use super::spec::{Degraded, Grade};
-use super::store::{Helpers, Place, Store, StoreError};
-use super::{SandboxId, Size, Spec};
+use super::{Size, Spec};
 use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
 use crate::env::{Environment, Wrapper};
-use crate::guest::{Connection, GuestError};
+use crate::guest::{Dialer, GuestError};
 use crate::jail::{self, Jail, JailError};
+use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
-use crate::sys::limits::Limits;
+use crate::sys::limits::{Events, Limits, Mechanisms};
+use crate::sys::process::{ProcessId, Station};
+use crate::sys::tail::Tail;
 use crate::view::{Share, View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::Confinement;
 use crate::vm::vmm::backend::{Backend, ChooseError};
 use crate::vm::{self, Phase, Vm, VmError};
-use firn_protocol::Exceeded;
-use std::path::Path;
-use std::pin::Pin;
+use firn_protocol::{Exceeded, ResourceLimit};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
@@ -56,7 +63,13 @@ pub(crate) enum LaunchError {
     Interrupted(#[source] JoinError),
     /// Its place could not be made.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Place(#[from] PlaceError),
+    /// What it takes to take it over could not be written down.
+    #[error("cannot write the record of the sandbox")]
+    Remains(#[source] serde_json::Error),
+    /// Nobody wants it any more.
+    #[error("its end was asked for before it came up")]
+    Abandoned,
     /// It ended before it took a command: it never came up.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -87,6 +100,9 @@ pub(crate) enum Ended {
     /// The kernel ended it because it had no memory left.
     #[error("killed: memory limit {0}")]
     Memory(Size),
+    /// It ended while no daemon ran.
+    #[error("it ended while no daemon ran")]
+    Unseen,
 }
 
 /// How far it has come, for those who wait.
@@ -102,15 +118,13 @@ pub(crate) enum Progress {
     Jail,
 }
 
-/// A sandbox that takes commands.
+/// A sandbox that takes commands. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     // In this order: the place is removed when nothing uses it any more.
     inside: Inside,
-    isolation: Isolation,
-    wrapper: Option<Wrapper>,
-    /// Those of its control group.
-    limits: Limits,
+    up: Arc<Up>,
+    facts: Facts,
     place: Place,
 }
 
@@ -121,35 +135,124 @@ enum Inside {
     Jail(Box<Jail>),
 }
 
+/// What is to be known of a sandbox to use it.
+#[derive(Debug)]
+pub(crate) struct Up {
+    /// Which it is.
+    pub(crate) grade: Grade,
+    /// The way to its agent.
+    pub(crate) dialer: Dialer,
+    /// The last of its console, or of what its helpers say.
+    pub(crate) console: Tail,
+    /// Its control group.
+    pub(crate) cgroup: Arc<Cgroup>,
+    /// The processes that it was made of.
+    pub(crate) processes: Vec<ProcessId>,
+    /// The one that it lives and dies with.
+    pub(crate) pid: Option<u32>,
+    /// What was asked for and what was given.
+    pub(crate) protection: Protection,
+    /// What runs code in it, if not a command of the caller's choice.
+    pub(crate) wrapper: Option<Wrapper>,
+    /// Who commands are, when nobody says.
+    pub(crate) user: Option<String>,
+    /// How long they may take, when nobody says.
+    pub(crate) timeout: Option<Duration>,
+    /// What every process has to put on itself, because no control group does.
+    pub(crate) resource_limits: Vec<ResourceLimit>,
+    /// The limit of its memory on the host, in bytes.
+    pub(crate) memory_limit: Option<u64>,
+    /// Those of its control group.
+    limits: Limits,
+    /// How many processes that were killed for want of memory some command was told of.
+    told: AtomicU64,
+}
+
+/// What is known of a sandbox and does not change: written down with its [`Remains`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Facts {
+    grade: Grade,
+    protection: Protection,
+    wrapper: Option<Wrapper>,
+    user: Option<String>,
+    timeout_ms: Option<u64>,
+    resource_limits: Vec<ResourceLimit>,
+    memory_limit: Option<u64>,
+    limits: Limits,
+    /// Whether something is shared that has to be written back.
+    shares: bool,
+}
+
+/// What another daemon needs to take a sandbox over.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Remains {
+    place: place::Remains,
+    facts: Facts,
+    inside: InsideRemains,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum InsideRemains {
+    Vm(vm::Remains),
+    Jail(jail::Remains),
+}
+
+/// How many processes a jail's control group is held to, when its commands may have so many.
+pub(crate) fn with_ours(processes: u64) -> u64 {
+    processes.saturating_add(JAIL_PROCESSES)
+}
+
+impl Up {
+    /// The limits of the control group that were run into since it had counted `before`. Those of a guest
+    /// are the guest's to tell.
+    pub(crate) fn exceeded(&self, before: Events) -> Vec<Exceeded> {
+        match self.grade {
+            Grade::Vm => Vec::new(),
+            Grade::Jail => {
+                let now = self.cgroup.events();
+                self.told.store(now.memory_kills, Ordering::Relaxed);
+                self.limits.exceeded(now.since(before))
+            }
+        }
+    }
+
+    /// What all of it uses of the host.
+    pub(crate) fn usage(&self) -> Usage {
+        self.cgroup.usage(&self.processes)
+    }
+}
+
 impl Sandbox {
-    /// Brings up what was asked for.
+    /// Brings up what was asked for, at `site`.
     pub(crate) async fn launch(
         config: &Config,
         spec: &Spec,
-        progress: &mut dyn FnMut(Progress),
+        site: Site,
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
         match spec.grade {
-            Grade::Vm => match Sandbox::launch_vm(config, spec, progress).await {
+            Grade::Vm => match Sandbox::launch_vm(config, spec, site.clone(), progress).await {
                 Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
-                    Sandbox::launch_jail(config, spec, Some(in_full(&error)), progress)
+                    Sandbox::launch_jail(config, spec, site, Some(in_full(&error)), progress)
                 }
                 launched => launched,
             },
-            Grade::Jail => Sandbox::launch_jail(config, spec, None, progress),
+            Grade::Jail => Sandbox::launch_jail(config, spec, site, None, progress),
         }
     }
 
     async fn launch_vm(
         config: &Config,
         spec: &Spec,
-        progress: &mut dyn FnMut(Progress),
+        site: Site,
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
         progress(Progress::Image);
         let bwrap = config.program(Program::Bwrap)?;
         let virtiofsd = config.program(Program::Virtiofsd)?;
         let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
         let image = image(Images::new(&config.cache_dir), request, progress).await?;
-        let store = Store::open(&config.runtime_dir)?;
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
         let limits = Limits {
             memory: Some(spec.memory.0.saturating_add(VM_MEMORY)),
@@ -157,8 +260,8 @@ impl Sandbox {
             // The guest has the processors it was given.
             cpus: None,
         };
-        let place = store.claim(backend.device(), &limits, Helpers::Several)?;
-        let hostname = format!("firn-{}", place.id());
+        let hostname = format!("firn-{}", site.id);
+        let place = site.claim(backend.device(), &limits, Helpers::Several)?;
         let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
         let wrapper = match &spec.environment {
             Environment::Host => None,
@@ -169,6 +272,7 @@ impl Sandbox {
             }
         };
         let sockets = place.make_sockets()?;
+        let record = |role: &'static str, id| place.record(role, id);
         let vm = vm::Bringup {
             image: &image,
             spec,
@@ -179,42 +283,45 @@ impl Sandbox {
             confinement: Confinement {
                 bwrap: &bwrap,
                 identity: place.identity(),
-                cgroup: place.cgroup(),
+                station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
                 sockets: &sockets,
             },
         };
         let vm = vm.run(&mut |phase| progress(Progress::Vm(phase))).await.map_err(Ended::from)?;
         let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
-        Ok(Sandbox { inside: Inside::Vm(Box::new(vm)), isolation, wrapper, limits, place })
+        let facts = Facts::new(spec, &isolation, place.mechanisms(), limits, wrapper);
+        Ok(Sandbox::new(Inside::Vm(Box::new(vm)), place, facts))
     }
 
     fn launch_jail(
         config: &Config,
         spec: &Spec,
+        site: Site,
         instead_of_vm: Option<String>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
         progress(Progress::Jail);
         let bwrap = config.program(Program::Bwrap)?;
         let agent = config.program(Program::Agent)?;
         let limits = Limits {
             memory: Some(spec.memory.0),
-            processes: Some(spec.processes.saturating_add(JAIL_PROCESSES)),
+            processes: Some(with_ours(spec.processes)),
             cpus: spec.cpus,
         };
-        let place = Store::open(&config.runtime_dir)?.claim(None, &limits, Helpers::One)?;
-        if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
+        let hostname = format!("firn-{}", site.id);
+        let place = site.claim(None, &limits, Helpers::One)?;
+        let mechanisms = place.mechanisms();
+        if mechanisms.cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
             return Err(LaunchError::Unenforceable);
         }
-        let hostname = format!("firn-{}", place.id());
+        let record = |role: &'static str, id| place.record(role, id);
         let bringup = jail::Bringup {
             bwrap: &bwrap,
             agent: &agent,
             spec,
             hostname: &hostname,
             identity: place.identity(),
-            cgroup: place.cgroup(),
-            folder: place.folder(),
+            station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
         };
         let (jail, maker, wrapper) = match &spec.environment {
             Environment::Host => {
@@ -227,35 +334,111 @@ impl Sandbox {
             }
         };
         let isolation = Isolation::Jail { maker, instead_of_vm };
-        Ok(Sandbox { inside: Inside::Jail(Box::new(jail)), isolation, wrapper, limits, place })
+        let facts = Facts::new(spec, &isolation, mechanisms, limits, wrapper);
+        Ok(Sandbox::new(Inside::Jail(Box::new(jail)), place, facts))
     }
 
-    /// Its name.
-    pub(crate) fn id(&self) -> SandboxId {
-        self.place.id()
+    fn new(inside: Inside, place: Place, facts: Facts) -> Sandbox {
+        let known = facts.clone();
+        let (dialer, console, helpers) = match &inside {
+            Inside::Vm(vm) => (vm.dialer(), vm.output(), vm.processes()),
+            Inside::Jail(jail) => (jail.dialer(), jail.output(), jail.processes()),
+        };
+        let up = Up {
+            grade: known.grade,
+            dialer,
+            console,
+            cgroup: Arc::clone(place.cgroup()),
+            pid: helpers.first().map(|id| id.pid()),
+            processes: helpers,
+            protection: known.protection,
+            wrapper: known.wrapper,
+            user: known.user,
+            timeout: known.timeout_ms.map(Duration::from_millis),
+            resource_limits: known.resource_limits,
+            memory_limit: known.memory_limit,
+            limits: known.limits,
+            told: AtomicU64::new(0),
+        };
+        Sandbox { inside, up: Arc::new(up), facts, place }
     }
 
-    /// The connection to its agent, and a future that is ready when the sandbox is no more.
-    pub(crate) fn parts(&mut self) -> (&mut Connection, Pin<Box<dyn Future<Output = Ended> + '_>>) {
-        match &mut self.inside {
-            Inside::Vm(vm) => {
-                let (agent, ended) = vm.parts();
-                (agent, Box::pin(async { ended.await.into() }))
-            }
-            Inside::Jail(jail) => {
-                let (agent, ended) = jail.parts();
-                (agent, Box::pin(async { ended.await.into() }))
+    /// Takes over one that another daemon brought up, if it still lives.
+    pub(crate) async fn adopt(site: Site, remains: Remains) -> Result<Sandbox, Ended> {
+        let Remains { place, facts, inside } = remains;
+        let place = site.adopt(place);
+        let adopted = match &inside {
+            InsideRemains::Vm(remains) => Vm::adopt(remains, place.folder(), &place.sockets())
+                .await
+                .map(|vm| vm.map(|vm| Inside::Vm(Box::new(vm))))
+                .map_err(Ended::from),
+            InsideRemains::Jail(remains) => Jail::adopt(remains, place.folder())
+                .map(|jail| jail.map(|jail| Inside::Jail(Box::new(jail))))
+                .map_err(Ended::from),
+        };
+        match adopted.and_then(|inside| inside.ok_or(Ended::Unseen)) {
+            Ok(inside) => Ok(Sandbox::new(inside, place, facts)),
+            Err(ended) => {
+                // What is left of it is removed by what is written down.
+                place.release();
+                Err(ended)
             }
         }
     }
 
-    /// Has everything that is shared written back.
+    /// What another daemon needs to take it over.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains {
+            place: self.place.remains(),
+            facts: self.facts.clone(),
+            inside: match &self.inside {
+                Inside::Vm(vm) => InsideRemains::Vm(vm.remains()),
+                Inside::Jail(jail) => InsideRemains::Jail(jail.remains()),
+            },
+        }
+    }
+
+    /// What is to be known to use it.
+    pub(crate) fn up(&self) -> Arc<Up> {
+        Arc::clone(&self.up)
+    }
+
+    /// Returns when it is no more, which nobody asked for. May be dropped and called again.
+    pub(crate) async fn ended(&mut self) -> Ended {
+        match &mut self.inside {
+            Inside::Vm(vm) => vm.ended().await.into(),
+            Inside::Jail(jail) => jail.ended().await.into(),
+        }
+    }
+
+    /// Has everything that is shared written back. A vm takes no more commands then.
     pub(crate) async fn sync(&mut self) -> Result<(), Ended> {
         match &mut self.inside {
-            Inside::Vm(vm) => Ok(vm.sync().await?),
-            // What a jail writes is the host's at once.
-            Inside::Jail(_) => Ok(()),
+            Inside::Vm(vm) if self.facts.shares => Ok(vm.sync().await?),
+            // What a jail writes is the host's at once, and what a guest writes into itself is nobody's.
+            Inside::Vm(_) | Inside::Jail(_) => Ok(()),
         }
+    }
+
+    /// Has it stand still.
+    pub(crate) async fn pause(&mut self) -> Result<(), OperationError> {
+        match &mut self.inside {
+            Inside::Vm(vm) => vm.pause().await.map_err(failed),
+            Inside::Jail(jail) => jail.pause(self.place.cgroup()).await.map_err(OperationError::Pause),
+        }
+    }
+
+    /// Has it go on.
+    pub(crate) async fn resume(&mut self) -> Result<(), OperationError> {
+        match &mut self.inside {
+            Inside::Vm(vm) => vm.resume().await.map_err(failed),
+            Inside::Jail(jail) => jail.resume(self.place.cgroup()).map_err(OperationError::Pause),
+        }
+    }
+
+    /// Has its control group hold it to what is named.
+    pub(crate) fn limit(&self, limits: &Limits) -> Result<(), OperationError> {
+        self.place.cgroup().limit(limits).map_err(OperationError::Limit)
     }
 
     /// The last of its console, if it has one.
@@ -266,50 +449,24 @@ impl Sandbox {
         }
     }
 
-    /// What runs code in it, if not a command of the caller's choice.
-    pub(crate) fn wrapper(&self) -> Option<&Wrapper> {
-        self.wrapper.as_ref()
-    }
-
-    /// How well it is isolated, and by what: what is in force, not what was hoped for.
-    pub(crate) fn isolation(&self) -> &Isolation {
-        &self.isolation
-    }
-
-    /// What is in force of all that was asked for.
-    pub(crate) fn protection(&self, spec: &Spec) -> Protection {
-        Protection::new(spec, &self.isolation, self.place.mechanisms())
-    }
-
-    /// What every process has to put on itself, because no control group does.
-    pub(crate) fn resource_limits(&self, spec: &Spec) -> Vec<firn_protocol::ResourceLimit> {
-        let limits = Limits { memory: Some(spec.memory.0), processes: Some(spec.processes), cpus: None };
-        match &self.inside {
-            Inside::Vm(_) => Vec::new(),
-            Inside::Jail(_) => self.place.mechanisms().resource_limits(&limits),
-        }
-    }
-
-    /// The limits that its control group has seen it run into. Those of a guest are the guest's to
-    /// tell.
-    pub(crate) fn exceeded(&self) -> Vec<Exceeded> {
-        match &self.inside {
-            Inside::Vm(_) => Vec::new(),
-            Inside::Jail(_) => self.limits.exceeded(self.place.cgroup().events()),
-        }
-    }
-
     /// Why it ended, if the kernel says that the limits of its control group are why.
     pub(crate) fn why(&self, ended: Ended) -> Ended {
-        match self.limits.memory {
-            Some(memory) if self.place.cgroup().events().memory_kills > 0 => Ended::Memory(Size(memory)),
+        match self.facts.limits.memory {
+            Some(memory) if self.place.cgroup().events().memory_kills > self.up.told.load(Ordering::Relaxed) => {
+                Ended::Memory(Size(memory))
+            }
             _ => ended,
         }
     }
 
-    /// The folder of its control group, if it has one.
-    pub(crate) fn cgroup(&self) -> Option<&Path> {
-        self.place.cgroup().path()
+    /// Lets it live on, for another daemon.
+    pub(crate) fn release(self) {
+        let Sandbox { inside, place, .. } = self;
+        match inside {
+            Inside::Vm(vm) => vm.release(),
+            Inside::Jail(jail) => jail.release(),
+        }
+        place.release();
     }
 
     /// Ends it. Nothing is left when this returns.
@@ -317,17 +474,49 @@ impl Sandbox {
         let Sandbox { inside, place, .. } = self;
         match inside {
             Inside::Vm(vm) => vm.destroy().await,
-            Inside::Jail(jail) => jail.destroy().await,
+            Inside::Jail(jail) => jail.destroy(place.cgroup()).await,
         }
-        drop(place);
+        // Waits for processes to be gone.
+        let _ = tokio::task::spawn_blocking(move || drop(place)).await;
     }
 }
 
-/// Gets the guest image. Making one takes seconds, in which signals must still be heard.
+impl Facts {
+    fn new(
+        spec: &Spec,
+        isolation: &Isolation,
+        mechanisms: Mechanisms,
+        limits: Limits,
+        wrapper: Option<Wrapper>,
+    ) -> Facts {
+        let asked = Limits { memory: Some(spec.memory.0), processes: Some(spec.processes), cpus: None };
+        let grade = isolation.grade();
+        Facts {
+            grade,
+            protection: Protection::new(spec, isolation, mechanisms),
+            wrapper,
+            user: spec.user.clone(),
+            timeout_ms: spec.timeout.map(milliseconds),
+            resource_limits: match grade {
+                Grade::Vm => Vec::new(),
+                Grade::Jail => mechanisms.resource_limits(&asked),
+            },
+            memory_limit: limits.memory,
+            limits,
+            shares: !spec.shares.is_empty(),
+        }
+    }
+}
+
+fn failed(error: impl Into<Ended>) -> OperationError {
+    OperationError::Sandbox(Arc::new(error.into()))
+}
+
+/// Gets the guest image. Making one takes seconds, in which its end can still be asked for.
 async fn image(
     images: Images,
     request: Request,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Image, LaunchError> {
     let (tell, mut told) = mpsc::channel(16);
     let mut making = tokio::task::spawn_blocking(move || {

@@ -1,21 +1,36 @@
-//! All sandboxes of a daemon.
+//! All sandboxes of a daemon: who they are, how many there may be, and what an earlier daemon has left.
 
-use super::SandboxId;
-use crate::api::types::{
-    AttachRequest, Caller, CreateRequest, EventRecord, ExecRequest, ProcessRow, RenewRequest, SandboxInfo,
-    StatsInfo, UpdateRequest,
-};
+pub(crate) use super::command::Command;
+pub(crate) use super::handle::Handle;
+
+use super::audit::{Audit, Details};
+use super::entry::{Entry, Order, Termination, Written};
+use super::launch::{Ended, LaunchError, Progress};
+use super::place::{self, PlaceError};
+use super::protection::Protection;
+use super::records::{Facts, Record, Records, RecordsError};
+use super::spec::{Spec, SpecError};
+use super::{SandboxId, failpoint, runner};
+use crate::api::types::{Caller, CreateRequest, EventRecord, RenewRequest, SandboxInfo, SandboxState};
+use crate::causes::in_full;
 use crate::config::Config;
-use crate::guest::{Connection, ExecEvent};
-use crate::sandbox::launch::{Ended, LaunchError, Progress};
-use crate::sandbox::protection::Protection;
-use crate::sandbox::spec::SpecError;
-use bytes::Bytes;
-use firn_protocol::{Exceeded, Input};
+use crate::sys::cgroup::PauseError;
+use crate::sys::clock;
+use firn_protocol::Exceeded;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::broadcast;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How many steps of a launch may be ahead of who listens.
+const PROGRESS: usize = 16;
+
+/// The longest name.
+const LONGEST_NAME: usize = 63;
 
 /// Who owns a sandbox's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +40,7 @@ pub(crate) enum Life {
     Kept,
     /// Whoever made it: it ends with [`Handle::destroy`], or when the daemon that made it is gone.
     Ephemeral,
-    /// The command it was made for.
+    /// The detached command it was made for.
     Command,
 }
 
@@ -49,6 +64,9 @@ pub(crate) enum OperationError {
     /// Somebody has it.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
+    /// Something else was asked for under it.
+    #[error("the idempotency key {0:?} was used for another create")]
+    KeyTaken(String),
     /// Not now.
     #[error("sandbox {id} is {state}: it cannot {operation}")]
     State {
@@ -82,25 +100,40 @@ pub(crate) enum OperationError {
     /// It did not come up.
     #[error("cannot start the sandbox")]
     Launch(#[from] LaunchError),
+    /// It ended before it took its first command: it never came up.
+    #[error("cannot start the sandbox")]
+    NotUp(#[source] Arc<Ended>),
     /// It failed.
     #[error("the sandbox failed")]
-    Sandbox(#[from] Ended),
+    Sandbox(#[source] Arc<Ended>),
+    /// It was ended while it was used.
+    #[error("sandbox {0} was ended")]
+    Gone(SandboxId),
+    /// It did not end a command in time.
+    #[error("sandbox {0} does not end its command")]
+    Unresponsive(SandboxId),
     /// It cannot be done to this kind of sandbox, or on this host.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// It could not be written down, so it was not done.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    /// The folder of all sandboxes cannot be used.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// A log cannot be read or written.
+    #[error("cannot keep the log of a command")]
+    Log(#[source] io::Error),
+    /// It cannot stand still, or go on.
+    #[error(transparent)]
+    Pause(PauseError),
+    /// A limit cannot be changed.
+    #[error("cannot change the limits of the sandbox")]
+    Limit(#[source] io::Error),
+    /// No random number to be had.
+    #[error("cannot choose an id for the sandbox")]
+    Id(#[source] getrandom::Error),
 }
-
-/// All sandboxes of a daemon. A handle: clones are the same.
-#[derive(Clone, Debug)]
-pub(crate) struct Manager;
-
-/// A sandbox of the manager's. Keeps nothing alive.
-#[derive(Clone, Debug)]
-pub(crate) struct Handle;
-
-/// A command under way, or attached to. Dropping it before its end cancels it unless it is detached.
-#[derive(Debug)]
-pub(crate) struct Command;
 
 /// How a command's stream ended.
 #[derive(Debug)]
@@ -113,195 +146,411 @@ pub(crate) struct Conclusion {
     pub(crate) protection: Option<Protection>,
 }
 
+/// All sandboxes of a daemon. A handle: clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Manager(Arc<Shared>);
+
+/// What all sandboxes share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
+    pub(super) records: Arc<Records>,
+    pub(super) audit: Audit,
+    /// The folder of all places.
+    pub(super) places: PathBuf,
+    pub(super) tasks: TaskTracker,
+    registry: Mutex<Registry>,
+    /// Cancelled when the daemon ends: runners let their sandboxes go.
+    release: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    entries: BTreeMap<SandboxId, Arc<Entry>>,
+    stopping: bool,
+}
+
+impl Shared {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes a sandbox that is gone.
+    pub(super) fn forget(&self, id: SandboxId) {
+        self.registry().entries.remove(&id);
+    }
+
+    /// Gives a sandbox another name.
+    pub(super) fn rename(&self, id: SandboxId, name: &str) -> Result<(), OperationError> {
+        let registry = self.registry();
+        registry.check_free(name, Some(id))?;
+        if let Some(entry) = registry.entries.get(&id) {
+            name.clone_into(&mut entry.written().name);
+        }
+        Ok(())
+    }
+
+    /// When the daemon lets its sandboxes go.
+    pub(super) async fn released(&self) {
+        self.release.cancelled().await;
+    }
+}
+
+impl Registry {
+    fn check_free(&self, name: &str, except: Option<SandboxId>) -> Result<(), OperationError> {
+        let taken = |entry: &&Arc<Entry>| {
+            Some(entry.id) != except && !entry.status().state.is_over() && entry.written().name == name
+        };
+        match self.entries.values().find(taken) {
+            Some(_) => Err(OperationError::NameTaken(name.to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether `name` can be a sandbox's name: never a path, never taken for an id.
+pub(super) fn check_name(name: &str) -> Result<(), OperationError> {
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let starts_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+    let like_an_id = name.parse::<SandboxId>().is_ok();
+    if starts_well && name.len() <= LONGEST_NAME && name.bytes().all(named) && !like_an_id {
+        Ok(())
+    } else {
+        Err(OperationError::Name(name.to_owned()))
+    }
+}
+
+/// What came of a create.
+enum Registered {
+    New(Arc<Entry>, mpsc::Receiver<Order>),
+    /// The same create has made it before.
+    Before(Arc<Entry>),
+}
+
+/// Ends an ephemeral sandbox whose creator went away before it had it.
+struct Abandoned(Option<Arc<Entry>>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(entry) = self.0.take() {
+            entry.terminate(Termination::Destroy);
+        }
+    }
+}
+
 impl Manager {
-    /// The manager of this state folder. Takes over what an earlier one has left.
-    pub(crate) async fn open(_config: Arc<Config>) -> Result<Manager, OperationError> {
-        todo!()
+    /// The manager of the configured state folder. Takes over what an earlier one has left.
+    pub(crate) async fn open(config: Arc<Config>) -> Result<Manager, OperationError> {
+        let places = place::prepare(&config.runtime_dir)?;
+        let records = Arc::new(Records::open(&config.state_dir)?);
+        let audit = Audit::new(records.dir().join("audit"), records.generation());
+        let manager = Manager(Arc::new(Shared {
+            config,
+            records,
+            audit,
+            places,
+            tasks: TaskTracker::new(),
+            registry: Mutex::default(),
+            release: CancellationToken::new(),
+        }));
+        manager.recover().await?;
+        Ok(manager)
+    }
+
+    /// Goes through what is written down: what lives is taken over, what is half-made is undone, and what
+    /// is dead is remembered as such.
+    async fn recover(&self) -> Result<(), OperationError> {
+        let boot = clock::boot_id();
+        let mut adopting = Vec::new();
+        for record in self.0.records.all()? {
+            match record {
+                Ok(record) => adopting.extend(self.recover_one(record, &boot)),
+                // It is left alone, with all it names: a newer firn may know what it says.
+                Err(error) => tracing::error!(error = in_full(&error), "a record is left alone"),
+            }
+        }
+        for adopted in adopting {
+            let _ = adopted.await;
+        }
+        Ok(())
+    }
+
+    fn recover_one(&self, record: Record, boot: &str) -> Option<oneshot::Receiver<()>> {
+        let Record { id, name, life, state, doomed, request, facts, remains, .. } = record;
+        let same_boot = record.boot == boot;
+        let written = Written { name, facts };
+        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request, written, state);
+        let remains = remains.and_then(|remains| serde_json::from_str(&remains).ok());
+        let lives = same_boot && !doomed && life != Life::Ephemeral;
+        if let (true, SandboxState::Running | SandboxState::Paused, Some(remains)) = (lives, state, remains) {
+            self.0.registry().entries.insert(id, Arc::clone(&entry));
+            let (answer, answered) = oneshot::channel();
+            self.0.tasks.spawn(runner::adopt(entry, remains, state, orders, answer));
+            return Some(answered);
+        }
+        if let Err(error) = entry.site().unwind() {
+            // Written down it stays, and the next daemon tries again.
+            tracing::error!(sandbox = %id, error = in_full(&error), "cannot remove what is left of a sandbox");
+            return None;
+        }
+        let remembered = !doomed && life != Life::Ephemeral && state != SandboxState::Starting;
+        if remembered {
+            self.0.registry().entries.insert(id, Arc::clone(&entry));
+            if !state.is_over() {
+                let reason = if same_boot { "the daemon was killed while it ended" } else { "the host was restarted" };
+                entry.note("failed", None, Details::default().with("reason", reason));
+                entry.is_over(super::state::Occurrence::Failed, reason.to_owned(), None);
+            }
+        } else {
+            entry.is_gone(None);
+            entry.note("destroyed", None, Details::default().with("reason", "its daemon was killed"));
+        }
+        None
     }
 
     /// Makes a sandbox, or gives the one that this very create has made before. A kept one has been seen
     /// to answer; an ephemeral one may not run yet (its first command finds out).
     pub(crate) async fn create(
         &self,
-        _request: CreateRequest,
-        _life: Life,
-        _by: Option<Caller>,
-        _progress: &mut (dyn FnMut(Progress) + Send),
+        request: CreateRequest,
+        life: Life,
+        by: Option<Caller>,
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Handle, OperationError> {
-        todo!()
+        let spec = Spec::asked(&request)?;
+        if let Some(name) = &request.name {
+            check_name(name)?;
+        }
+        loop {
+            let (entry, orders) = match self.register(&request, life)? {
+                Registered::New(entry, orders) => (entry, orders),
+                Registered::Before(entry) => {
+                    let mut status = entry.watch();
+                    let known = status
+                        .wait_for(|status| status.gone || status.state != SandboxState::Starting)
+                        .await
+                        .is_ok_and(|status| !status.gone);
+                    if known {
+                        return Ok(Handle(entry));
+                    }
+                    // It did not come up, so nothing was made before.
+                    continue;
+                }
+            };
+            failpoint::reached("registered");
+            let mut abandoned = Abandoned((life == Life::Ephemeral).then(|| Arc::clone(&entry)));
+            let details = Details::default()
+                .with("name", entry.written().name.clone())
+                .with("isolation", spec.grade.name());
+            entry.note("created", by, details);
+            let (tell, mut told) = mpsc::channel(PROGRESS);
+            let (answer, mut answered) = oneshot::channel();
+            self.0.tasks.spawn(runner::run(Arc::clone(&entry), spec, orders, tell, answer));
+            loop {
+                tokio::select! {
+                    Some(phase) = told.recv() => progress(phase),
+                    answer = &mut answered => {
+                        answer.map_err(|_ended| OperationError::Gone(entry.id))??;
+                        abandoned.0 = None;
+                        return Ok(Handle(entry));
+                    }
+                }
+            }
+        }
+    }
+
+    fn register(&self, request: &CreateRequest, life: Life) -> Result<Registered, OperationError> {
+        let mut registry = self.0.registry();
+        if registry.stopping {
+            return Err(OperationError::Stopping);
+        }
+        if let Some(key) = &request.idempotency_key {
+            let same = |entry: &&Arc<Entry>| {
+                entry.request.idempotency_key.as_ref() == Some(key) && entry.request.owner == request.owner
+            };
+            match registry.entries.values().find(same) {
+                Some(entry) if entry.request == *request => {
+                    return Ok(Registered::Before(Arc::clone(entry)));
+                }
+                Some(_) => return Err(OperationError::KeyTaken(key.clone())),
+                None => {}
+            }
+        }
+        let limit = self.0.config.max_sandboxes;
+        let living = registry.entries.values().filter(|entry| !entry.status().state.is_over()).count();
+        if living >= limit {
+            return Err(OperationError::TooMany { limit });
+        }
+        if let Some(name) = &request.name {
+            registry.check_free(name, None)?;
+        }
+        let id = loop {
+            let id = SandboxId::random().map_err(OperationError::Id)?;
+            if !registry.entries.contains_key(&id) {
+                break id;
+            }
+        };
+        let now = clock::boot_ms();
+        let facts = Facts {
+            created_unix_ms: clock::unix_ms(),
+            created_boot_ms: now,
+            lease_until_boot_ms: request.lease_ms.map(|lease| now.saturating_add(lease)),
+            lease_ms: request.lease_ms,
+            idle_timeout_ms: request.idle_timeout_ms,
+            lifetime_ms: request.lifetime_ms,
+            description: request.description.clone(),
+            ..Facts::default()
+        };
+        let record = Record {
+            id,
+            name: request.name.clone().unwrap_or_else(|| id.to_string()),
+            life,
+            state: SandboxState::Starting,
+            doomed: false,
+            boot: clock::boot_id(),
+            request: request.clone(),
+            facts,
+            remains: None,
+        };
+        self.0.records.insert(&record)?;
+        let written = Written { name: record.name, facts: record.facts };
+        let state = SandboxState::Starting;
+        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, record.request, written, state);
+        registry.entries.insert(id, Arc::clone(&entry));
+        Ok(Registered::New(entry, orders))
     }
 
     /// The sandbox with this name or id, or whose id alone starts so.
-    pub(crate) fn find(&self, _reference: &str) -> Result<Handle, OperationError> {
-        todo!()
+    pub(crate) fn find(&self, reference: &str) -> Result<Handle, OperationError> {
+        let registry = self.0.registry();
+        if let Some(entry) = reference.parse().ok().and_then(|id: SandboxId| registry.entries.get(&id)) {
+            return Ok(Handle(Arc::clone(entry)));
+        }
+        let named: Vec<&Arc<Entry>> =
+            registry.entries.values().filter(|entry| entry.written().name == reference).collect();
+        // A name that was given again belongs to the one that is not over.
+        let living = named.iter().find(|entry| !entry.status().state.is_over());
+        if let Some(entry) = living.or(match &named[..] {
+            [one] => Some(one),
+            _ => None,
+        }) {
+            return Ok(Handle(Arc::clone(entry)));
+        }
+        let starts = |entry: &&Arc<Entry>| !reference.is_empty() && entry.id.to_string().starts_with(reference);
+        let fitting: Vec<&Arc<Entry>> =
+            if named.is_empty() { registry.entries.values().filter(starts).collect() } else { named };
+        match &fitting[..] {
+            [] => Err(OperationError::NotFound(reference.to_owned())),
+            [one] => Ok(Handle(Arc::clone(one))),
+            several => Err(OperationError::Ambiguous {
+                reference: reference.to_owned(),
+                candidates: several.iter().map(|entry| entry.id.to_string()).collect(),
+            }),
+        }
     }
 
     /// All of them, the oldest first: of one owner, if one is named.
-    pub(crate) fn list(&self, _owner: Option<&str>) -> Vec<SandboxInfo> {
-        todo!()
+    pub(crate) fn list(&self, owner: Option<&str>) -> Vec<SandboxInfo> {
+        let mut entries: Vec<Arc<Entry>> = self
+            .0
+            .registry()
+            .entries
+            .values()
+            .filter(|entry| owner.is_none() || entry.request.owner.as_deref() == owner)
+            .cloned()
+            .collect();
+        entries.sort_by_key(|entry| (entry.written().facts.created_unix_ms, entry.id));
+        entries.iter().map(|entry| entry.info()).collect()
     }
 
     /// Renews an owner's leases.
-    pub(crate) async fn renew(
+    pub(crate) fn renew(
         &self,
-        _owner: &str,
-        _request: RenewRequest,
-        _by: Option<Caller>,
+        owner: &str,
+        request: &RenewRequest,
+        by: Option<Caller>,
     ) -> Result<Vec<SandboxInfo>, OperationError> {
-        todo!()
+        let owned = |entry: &&Arc<Entry>| {
+            entry.request.owner.as_deref() == Some(owner) && !entry.status().state.is_over()
+        };
+        let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().filter(owned).cloned().collect();
+        entries
+            .into_iter()
+            .map(|entry| {
+                let handle = Handle(entry);
+                handle.renew(request.lease_ms, by)?;
+                Ok(handle.info())
+            })
+            .collect()
     }
 
     /// Forgets those that are over.
-    pub(crate) async fn prune(&self, _by: Option<Caller>) -> Vec<SandboxId> {
-        todo!()
+    pub(crate) async fn prune(&self, by: Option<Caller>) -> Vec<SandboxId> {
+        let over = |entry: &&Arc<Entry>| entry.status().state.is_over();
+        let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().filter(over).cloned().collect();
+        let mut pruned = Vec::new();
+        for entry in entries {
+            let handle = Handle(entry);
+            if handle.destroy(by).await.is_ok() {
+                pruned.push(handle.id());
+            }
+        }
+        pruned
     }
 
     /// What has happened to one sandbox, or to all that are known, since event number `since`, the
-    /// oldest first (bounded), and what will.
+    /// oldest first, and what will.
     pub(crate) fn events(
         &self,
-        _of: Option<&Handle>,
-        _since: u64,
+        of: Option<SandboxId>,
+        since: u64,
     ) -> (Vec<EventRecord>, broadcast::Receiver<Arc<EventRecord>>) {
-        todo!()
+        self.0.audit.since(of, since)
     }
 
-    /// Takes no more requests. Returns when none is under way; sandboxes that are kept go on, ephemeral
-    /// ones are destroyed when their client is gone.
-    pub(crate) async fn drain(&self) {
-        todo!()
-    }
-}
-
-impl Handle {
-    /// Its id.
-    pub(crate) fn id(&self) -> SandboxId {
-        todo!()
+    /// Takes no more creates.
+    pub(crate) fn stop_creating(&self) {
+        self.0.registry().stopping = true;
     }
 
-    /// As it is now.
-    pub(crate) fn info(&self) -> SandboxInfo {
-        todo!()
-    }
-
-    /// Starts a command.
-    pub(crate) async fn exec(
-        &self,
-        _request: ExecRequest,
-        _by: Option<Caller>,
-    ) -> Result<Command, OperationError> {
-        todo!()
-    }
-
-    /// Attaches to a detached command.
-    pub(crate) async fn attach(
-        &self,
-        _request: AttachRequest,
-        _by: Option<Caller>,
-    ) -> Result<Command, OperationError> {
-        todo!()
-    }
-
-    /// A connection to its agent for something short: files, processes. While the guard lives the
-    /// sandbox is not idle.
-    pub(crate) async fn connect(&self, _operation: &'static str) -> Result<(Connection, Activity), OperationError> {
-        todo!()
-    }
-
-    /// What the output of a detached command was so far: what is kept in its log, from this byte on, and
-    /// whether more may come.
-    pub(crate) async fn log(&self, _command: Option<u64>, _from: u64) -> Result<(Bytes, bool), OperationError> {
-        todo!()
-    }
-
-    /// The last of the guest's console.
-    pub(crate) fn console(&self) -> String {
-        todo!()
-    }
-
-    /// Its processes.
-    pub(crate) async fn processes(&self) -> Result<Vec<ProcessRow>, OperationError> {
-        todo!()
-    }
-
-    /// What it uses.
-    pub(crate) async fn stats(&self) -> Result<StatsInfo, OperationError> {
-        todo!()
-    }
-
-    /// Has it stand still.
-    pub(crate) async fn pause(&self, _by: Option<Caller>) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Has it go on.
-    pub(crate) async fn resume(&self, _by: Option<Caller>) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Ends it, orderly if that takes no longer than `grace`, and keeps its record.
-    pub(crate) async fn stop(&self, _grace: Duration, _by: Option<Caller>) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Ends it at once and forgets it. Nothing of it is left when this returns.
-    pub(crate) async fn destroy(&self, _by: Option<Caller>) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Changes what can be changed.
-    pub(crate) async fn update(
-        &self,
-        _request: UpdateRequest,
-        _by: Option<Caller>,
-    ) -> Result<SandboxInfo, OperationError> {
-        todo!()
-    }
-
-    /// Has everything that is shared written back, and ends it: the orderly end of a `run`.
-    pub(crate) async fn finish(&self, _by: Option<Caller>) -> Result<(), OperationError> {
-        todo!()
+    /// Ends the ephemeral sandboxes, and lets the others go: they live on, for the next daemon. Returns
+    /// when nothing is under way any more.
+    pub(crate) async fn close(&self) {
+        self.stop_creating();
+        let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().cloned().collect();
+        for entry in entries.iter().filter(|entry| entry.life == Life::Ephemeral) {
+            entry.terminate(Termination::Destroy);
+            let ended = entry.watch().wait_for(|status| status.gone || status.state.is_over()).await.is_ok();
+            debug_assert!(ended, "an entry holds its own sender");
+        }
+        self.0.release.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
     }
 }
 
-/// While it lives the sandbox is not idle.
-#[derive(Debug)]
-pub(crate) struct Activity;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
 
-impl Command {
-    /// Its number, when it can be attached to.
-    pub(crate) fn number(&self) -> Option<u64> {
-        todo!()
+    #[test]
+    fn names_are_words_that_are_no_ids() {
+        for good in ["a", "ci-job_7", "x.y", "deadbeef0", "DEADBEEF", "7"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        let long = "x".repeat(64);
+        for bad in ["", ".", "..", "-a", "a/b", "../a", "a b", "a\n", "deadbeef", "ä", long.as_str()] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
     }
 
-    /// What happens next. `Exited` and `NotStarted` are the last. Fails when the sandbox ends. May be
-    /// dropped at any time without loss.
-    pub(crate) async fn next(&mut self) -> Result<ExecEvent, OperationError> {
-        todo!()
-    }
-
-    /// How many bytes of stdin can be sent now. None: stdin has ended.
-    pub(crate) fn stdin_room(&self) -> Option<usize> {
-        todo!()
-    }
-
-    /// Sends some stdin: no more than there is room for.
-    pub(crate) fn send_stdin(&mut self, _bytes: Bytes) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Says that stdin has ended.
-    pub(crate) fn end_stdin(&mut self) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// Sends a signal, a new terminal size, or the wish that it ends.
-    pub(crate) fn send(&mut self, _input: &Input) -> Result<(), OperationError> {
-        todo!()
-    }
-
-    /// What is to be said after its end. `timed_out` when [`Command::next`] never told one.
-    pub(crate) fn conclude(&self) -> Conclusion {
-        todo!()
+    proptest! {
+        #[test]
+        fn no_name_is_a_path(name in ".{0,20}") {
+            if check_name(&name).is_ok() {
+                prop_assert!(!name.contains('/') && name != "." && name != "..");
+            }
+        }
     }
 }

@@ -1,15 +1,27 @@
-//! Sandboxes: what was asked for, what was recorded of them, and how they come up.
+//! Sandboxes: what was asked for, what was recorded of them, how they come up, live and end.
+//!
+//! ```text
+//!   Manager ─▶ Entry ◀── runner (one task each) ─▶ launch ─▶ Place, Vm | Jail
+//!      └─ Handle ─┴─▶ Command
+//! ```
 
+mod activity;
+mod audit;
+mod command;
+mod entry;
+pub(crate) mod failpoint;
+mod handle;
 mod id;
-pub(crate) mod audit;
 pub(crate) mod launch;
+mod log;
 pub(crate) mod manager;
+pub(crate) mod place;
 pub(crate) mod protection;
 pub(crate) mod records;
+mod runner;
 mod size;
 pub(crate) mod spec;
 mod state;
-pub(crate) mod store;
 
 pub(crate) use id::SandboxId;
 pub(crate) use size::Size;

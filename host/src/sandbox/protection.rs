@@ -183,6 +183,16 @@ impl Protection {
         }
     }
 
+    /// The time that a command of it has.
+    pub(crate) fn set_time(&mut self, milliseconds: u64) {
+        self.limits.time = Some(Bound::new(milliseconds, AGENT));
+    }
+
+    /// How much of a command's output is passed on.
+    pub(crate) fn set_output(&mut self, bytes: u64) {
+        self.limits.output = Some(Bound::new(bytes, AGENT));
+    }
+
     /// In words, for people.
     pub(crate) fn describe(&self, spec: &Spec) -> String {
         let IsolationReport { requested, effective, vmm, accelerator, degraded, .. } = &self.isolation;

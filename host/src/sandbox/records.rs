@@ -291,12 +291,10 @@ impl Records {
         RecordsError::Database { action, path: self.dir.join("records.db"), source }
     }
 
-    /// Writes a new sandbox down, with what it will have first, all or nothing.
-    pub(crate) fn insert(&self, record: &Record, resources: &[Resource]) -> Result<(), RecordsError> {
-        let mut database = self.database();
-        let mut insert = || {
-            let transaction = database.transaction()?;
-            transaction.execute(
+    /// Writes a new sandbox down, before anything of it is made.
+    pub(crate) fn insert(&self, record: &Record) -> Result<(), RecordsError> {
+        self.write(|database| {
+            database.execute(
                 "INSERT INTO sandbox (id, name, owner, idempotency_key, life, state, boot, request, facts)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 params![
@@ -310,13 +308,8 @@ impl Records {
                     json(&record.request)?,
                     json(&record.facts)?,
                 ],
-            )?;
-            for resource in resources {
-                add(&transaction, record.id, resource)?;
-            }
-            transaction.commit()
-        };
-        insert().map_err(|source| self.failed("write", source))
+            )
+        })
     }
 
     /// Writes down what a sandbox is about to have.
@@ -486,7 +479,8 @@ mod tests {
         let first = records.generation();
         let folder = Resource::Folder { path: "/a".into() };
         let process = Resource::Process { name: "qemu".into(), id: ProcessId::ours() };
-        records.insert(&record(5), std::slice::from_ref(&folder)).unwrap();
+        records.insert(&record(5)).unwrap();
+        records.add(SandboxId::from_number(5), &folder).unwrap();
         records.add(SandboxId::from_number(5), &process).unwrap();
         records.up(SandboxId::from_number(5), "{}").unwrap();
         records.doom(SandboxId::from_number(5)).unwrap();
@@ -510,12 +504,12 @@ mod tests {
         let records = Records::open(&dir.path().join("state")).unwrap();
         let mut one = record(1);
         one.request.idempotency_key = Some("k".into());
-        records.insert(&one, &[]).unwrap();
+        records.insert(&one).unwrap();
         let mut other = one.clone();
         other.id = SandboxId::from_number(2);
-        assert!(records.insert(&other, &[]).is_err());
+        assert!(records.insert(&other).is_err());
         other.request.owner = None;
-        records.insert(&other, &[]).unwrap();
+        records.insert(&other).unwrap();
     }
 
     #[test]
@@ -544,8 +538,8 @@ mod tests {
     fn a_row_that_cannot_be_read_hides_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(&dir.path().join("state")).unwrap();
-        records.insert(&record(1), &[]).unwrap();
-        records.insert(&record(2), &[]).unwrap();
+        records.insert(&record(1)).unwrap();
+        records.insert(&record(2)).unwrap();
         records.database().execute("UPDATE sandbox SET facts = '[' WHERE id = 1", ()).unwrap();
         let all = records.all().unwrap();
         assert!(matches!(&all[..], [Err(RecordsError::Damaged { .. }), Ok(_)]));

@@ -6,6 +6,7 @@ use crate::env::{Environment, EnvironmentError, PROJECT};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
 use firn_protocol::Access;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,7 +67,8 @@ pub(crate) enum Degraded {
 }
 
 /// The two ways to isolate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Grade {
     /// Namespaces on the host's own kernel: milliseconds.
     Jail,

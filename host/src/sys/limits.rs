@@ -6,12 +6,12 @@
 //! | processes | all processes and threads of the sandbox together | all of its user, in its user namespace (`RLIMIT_NPROC`); not for root |
 //! | processor time | all of the sandbox together | cannot be had |
 use firn_protocol::{Exceeded, Resource, ResourceLimit};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// What a sandbox may use at most. `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     /// Memory, in bytes.
     pub(crate) memory: Option<u64>,
@@ -22,7 +22,7 @@ pub(crate) struct Limits {
 }
 
 /// A share of processor time: so many processors' worth, in thousandths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Cpus(u32);
 
 /// The period over which processor time is shared out, in µs: the kernel's default
@@ -89,7 +89,7 @@ impl fmt::Display for Cpus {
 }
 
 /// What holds a sandbox to a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mechanism {
     /// A control group of version 2.
@@ -124,7 +124,7 @@ impl fmt::Display for Mechanism {
 }
 
 /// What holds sandboxes to each limit on this host, for this caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mechanisms {
     /// Memory.
     pub(crate) memory: Mechanism,
@@ -166,6 +166,16 @@ pub(crate) struct Events {
     pub(crate) memory_kills: u64,
     /// Processes and threads that were not made because there were too many.
     pub(crate) processes_refused: u64,
+}
+
+impl Events {
+    /// What was counted after `before`.
+    pub(crate) fn since(self, before: Events) -> Events {
+        Events {
+            memory_kills: self.memory_kills.saturating_sub(before.memory_kills),
+            processes_refused: self.processes_refused.saturating_sub(before.processes_refused),
+        }
+    }
 }
 
 impl Limits {

@@ -5,6 +5,7 @@
 
 pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
+pub(crate) mod clock;
 pub(crate) mod door;
 pub(crate) mod facts;
 pub(crate) mod identity;

@@ -268,7 +268,7 @@ fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
 
 /// Passes everything on, both ways, until the command is over.
 async fn pump(
-    mut running: Running<'_>,
+    mut running: Running,
     spec: &Spec,
     signals: &mut Signals,
     sinks: &Sinks,

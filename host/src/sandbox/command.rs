@@ -1,0 +1,511 @@
+//! A command in a sandbox, as the daemon sees it: started, passed on, watched from outside, written down.
+//!
+//! What the agent is told to enforce is enforced here once more: the sandbox may be hostile. A command
+//! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
+
+use super::activity::Activity;
+use super::failpoint;
+use super::audit::Details;
+use super::entry::{Entry, Status, Termination};
+use super::launch::{Ended, Up};
+use super::log::Log;
+use super::manager::{Conclusion, Life, OperationError};
+use super::protection::milliseconds;
+use super::spec::SpecError;
+use super::state::Operation;
+use crate::api::types::{AttachRequest, Caller, ExecRequest};
+use crate::causes::in_full;
+use crate::env::Wrapper;
+use crate::guest::{ExecEvent, GuestError, Running};
+use crate::sys::clock;
+use crate::sys::limits::Events;
+use crate::view::WORKSPACE;
+use bytes::Bytes;
+use firn_protocol::{
+    Attach, CommandState, EndedBy, Exec, ExitStatus, FailureCode, Exited, Input, Keep, Stdin, Text, Variable,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How much later than the agent the daemon itself calls a timeout.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a sandbox whose connection broke may take to be seen to have ended.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How much of a detached command's output the agent keeps, in bytes: what it writes while no daemon runs.
+const KEPT_OUTPUT: u32 = 1 << 20;
+
+/// Whoever started a command that is attached to may have given it one.
+const ANY_TIMEOUT: Option<u64> = Some(u64::MAX);
+
+/// How long to wait before a log that broke off is gone on with.
+const BREATH: Duration = Duration::from_secs(1);
+
+/// A command under way, or attached to. Dropping it ends the command unless it is detached.
+#[derive(Debug)]
+pub(crate) struct Command {
+    entry: Arc<Entry>,
+    up: Arc<Up>,
+    running: Running,
+    number: Option<u64>,
+    /// What happened and is still to be told.
+    untold: Option<ExecEvent>,
+    timeout: Option<Duration>,
+    output: Option<u64>,
+    deadline: Option<tokio::time::Instant>,
+    timed_out: bool,
+    /// What the control group had counted before.
+    before: Events,
+    /// Until its end is written down. None: whoever started it does that.
+    account: Option<Account>,
+    status: watch::Receiver<Status>,
+    _activity: Activity,
+}
+
+/// What is told of a command at its end.
+#[derive(Debug)]
+struct Account {
+    started: Instant,
+    by: Option<Caller>,
+    number: Option<u64>,
+}
+
+impl Command {
+    /// Starts one.
+    pub(super) async fn start(
+        entry: &Arc<Entry>,
+        request: ExecRequest,
+        by: Option<Caller>,
+    ) -> Result<Command, OperationError> {
+        let up = entry.admit(Operation::Use)?;
+        let activity = entry.activities.begin();
+        let timeout = request.timeout_ms.map(Duration::from_millis).or(up.timeout);
+        let output = request.max_output_bytes;
+        let mut exec = message(&up, &request, timeout)?;
+        let details = Details::default().with("argv", argv(&request)).with("user", exec.user.clone());
+        let number = if request.detach {
+            let mut written = entry.written();
+            written.facts.last_command += 1;
+            let number = written.facts.last_command;
+            if entry.life == Life::Command && written.facts.main_command.is_none() {
+                written.facts.main_command = Some(number);
+            }
+            drop(written);
+            exec.keep = Some(Keep { command: number, output_bytes: KEPT_OUTPUT, back_pressure: true });
+            Some(number)
+        } else {
+            None
+        };
+        entry.written().facts.last_exec_unix_ms = Some(clock::unix_ms());
+        entry.save_facts()?;
+        let details = number.iter().fold(details, |details, number| details.with("command", *number));
+        entry.note("exec-started", by, details);
+        failpoint::reached("exec-recorded");
+        let account = Account { started: Instant::now(), by, number };
+        let status = entry.watch();
+        let before = up.cgroup.events();
+        let running = match up.dialer.dial().await.and_then(|connection| connection.exec(exec)) {
+            Ok(running) => running,
+            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+        };
+        failpoint::reached("exec-dialled");
+        let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
+        let command = Command {
+            entry: Arc::clone(entry),
+            up,
+            running,
+            number,
+            untold: None,
+            timeout,
+            output,
+            deadline,
+            timed_out: false,
+            before,
+            account: Some(account),
+            status,
+            _activity: activity,
+        };
+        match number {
+            None => Ok(command),
+            Some(number) => command.detach(number).await,
+        }
+    }
+
+    /// Leaves the command to a task that writes its output down, and attaches to it like anybody else.
+    async fn detach(mut self, number: u64) -> Result<Command, OperationError> {
+        let entry = Arc::clone(&self.entry);
+        // It may fail to start: then there is nothing to leave.
+        let first = self.next().await?;
+        if matches!(first, ExecEvent::NotStarted(_)) {
+            self.untold = Some(first);
+            return Ok(self);
+        }
+        let log = entry.logs().write(number).map_err(OperationError::Log)?;
+        let last = match first {
+            ExecEvent::Exited(exited) => Some(exited),
+            _ => None,
+        };
+        let account = self.account.take();
+        entry.shared.tasks.spawn(follow(Arc::clone(&entry), self, log, account, last));
+        let request = AttachRequest { command: Some(number), from: Some(0) };
+        Command::attach(&entry, &request).await
+    }
+
+    /// Attaches to a detached command.
+    pub(super) async fn attach(
+        entry: &Arc<Entry>,
+        request: &AttachRequest,
+    ) -> Result<Command, OperationError> {
+        let up = entry.admit(Operation::Use)?;
+        let activity = entry.activities.begin();
+        let last = entry.written().facts.last_command;
+        let unknown = || OperationError::NoCommand { id: entry.id, command: request.command };
+        let number = request.command.unwrap_or(last);
+        if number == 0 || number > last {
+            return Err(unknown());
+        }
+        let status = entry.watch();
+        let before = up.cgroup.events();
+        let attach = Attach {
+            command: number,
+            from: request.from.unwrap_or(0),
+            stdin: Stdin::Stream,
+            back_pressure: false,
+        };
+        let running = match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
+            Ok(running) => running,
+            Err(error) => return Err(why(entry, &mut entry.watch(), error, false).await),
+        };
+        Ok(Command {
+            entry: Arc::clone(entry),
+            up,
+            running,
+            number: Some(number),
+            untold: None,
+            timeout: None,
+            output: None,
+            deadline: None,
+            timed_out: false,
+            before,
+            account: None,
+            status,
+            _activity: activity,
+        })
+    }
+
+    /// Its number, when it can be attached to.
+    pub(crate) fn number(&self) -> Option<u64> {
+        self.number
+    }
+
+    /// What happens next. `Exited` and `NotStarted` are the last. Fails when the sandbox ends, or does not
+    /// end the command in time. May be dropped at any time without loss.
+    pub(crate) async fn next(&mut self) -> Result<ExecEvent, OperationError> {
+        if let Some(event) = self.untold.take() {
+            return Ok(event);
+        }
+        let too_late = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            // In this order: what an agent has said counts, also if it is no more.
+            biased;
+            event = self.running.next() => event,
+            ended = ended(&mut self.status) => return Err(ended.error(&self.entry, !self.running.is_greeted())),
+            () = too_late => {
+                self.timed_out = true;
+                return Err(OperationError::Unresponsive(self.entry.id));
+            }
+        };
+        match event {
+            Ok(event) => {
+                if let ExecEvent::Exited(exited) = &event {
+                    self.exited(exited);
+                }
+                Ok(event)
+            }
+            Err(error) => {
+                let unproven = !self.running.is_greeted();
+                Err(why(&self.entry, &mut self.status, error, unproven).await)
+            }
+        }
+    }
+
+    fn exited(&mut self, exited: &Exited) {
+        failpoint::reached("exec-exited");
+        if let Some(account) = self.account.take() {
+            account.close(&self.entry, exited);
+        }
+    }
+
+    /// How many bytes of stdin can be sent now. None: stdin has ended.
+    pub(crate) fn stdin_room(&self) -> Option<usize> {
+        self.running.stdin_room()
+    }
+
+    /// Sends some stdin: no more than there is room for.
+    pub(crate) fn send_stdin(&mut self, bytes: Bytes) -> Result<(), OperationError> {
+        self.running.send_stdin(bytes).map_err(broken)
+    }
+
+    /// Says that stdin has ended.
+    pub(crate) fn end_stdin(&mut self) -> Result<(), OperationError> {
+        self.running.end_stdin().map_err(broken)
+    }
+
+    /// Sends a signal, a new terminal size, or the wish that it ends.
+    pub(crate) fn send(&mut self, input: &Input) -> Result<(), OperationError> {
+        if *input == Input::Cancel && self.deadline.is_none() {
+            // A hostile agent does not end it.
+            self.deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
+        }
+        self.running.send(input).map_err(broken)
+    }
+
+    /// What is to be said after its end.
+    pub(crate) fn conclude(&self) -> Conclusion {
+        let mut protection = self.up.protection.clone();
+        if let Some(timeout) = self.timeout {
+            protection.set_time(milliseconds(timeout));
+        }
+        if let Some(output) = self.output {
+            protection.set_output(output);
+        }
+        Conclusion {
+            exceeded: self.up.exceeded(self.before),
+            timed_out: self.timed_out && self.timeout.is_some(),
+            protection: Some(protection),
+        }
+    }
+}
+
+impl Drop for Command {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            account.abandon(&self.entry);
+        }
+    }
+}
+
+impl Account {
+    fn details(&self) -> Details {
+        let details = Details::default().with("durationMs", milliseconds(self.started.elapsed()));
+        self.number.iter().fold(details, |details, number| details.with("command", *number))
+    }
+
+    fn close(self, entry: &Entry, exited: &Exited) {
+        let details = match exited.status {
+            ExitStatus::Code(code) => self.details().with("exitCode", code),
+            ExitStatus::Signal(signal) => self.details().with("signal", signal),
+        };
+        let details = match exited.ended_by {
+            EndedBy::Itself => details,
+            EndedBy::Timeout => details.with("endedBy", "timeout"),
+            EndedBy::Cancel => details.with("endedBy", "cancel"),
+        };
+        let details = details.with("outputBytes", exited.stdout_bytes.saturating_add(exited.stderr_bytes));
+        let exceeded = serde_json::to_value(&exited.exceeded).unwrap_or_default();
+        entry.note("exec-exited", self.by, details.with("exceeded", exceeded));
+    }
+
+    fn abandon(self, entry: &Entry) {
+        entry.note("exec-exited", self.by, self.details().with("endedBy", "client"));
+    }
+}
+
+fn argv(request: &ExecRequest) -> Vec<String> {
+    request.argv.iter().map(|arg| arg.as_os_str().to_string_lossy().into_owned()).collect()
+}
+
+/// What the agent is asked to do.
+fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<Exec, SpecError> {
+    let (argv, cwd, mut env) = match &up.wrapper {
+        Some(wrapper) => wrapped(wrapper, request)?,
+        None if request.argv.is_empty() => return Err(SpecError::NoCommand),
+        None => {
+            let cwd = request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
+            (request.argv.clone(), cwd, Vec::new())
+        }
+    };
+    env.extend(request.env.iter().cloned());
+    Ok(Exec {
+        argv,
+        cwd: Some(cwd),
+        env,
+        user: request.user.clone().or_else(|| up.user.clone()),
+        terminal: request.terminal,
+        stdin: request.stdin,
+        timeout_ms: timeout.map(|timeout| milliseconds(timeout).max(1)),
+        max_output_bytes: request.max_output_bytes,
+        resource_limits: up.resource_limits.clone(),
+        keep: None,
+    })
+}
+
+/// A wrapper takes code, not a command, and makes its surroundings itself.
+fn wrapped(
+    wrapper: &Wrapper,
+    request: &ExecRequest,
+) -> Result<(Vec<Text>, Text, Vec<Variable>), SpecError> {
+    let environment = &wrapper.environment;
+    if !request.argv.is_empty() {
+        return Err(SpecError::CommandOfArtifact(environment.clone()));
+    }
+    for (given, option) in [
+        (request.terminal.is_some(), "--tty"),
+        (request.cwd.is_some(), "--cwd"),
+        (request.user.is_some(), "--user"),
+    ] {
+        if given {
+            return Err(SpecError::OwnJail { option, environment: environment.clone(), instead: "" });
+        }
+    }
+    Ok((vec![wrapper.program.clone()], Text::from("/"), wrapper.variables.clone()))
+}
+
+/// The end of a sandbox, as a command sees it.
+struct SandboxEnded(Option<Arc<Ended>>);
+
+impl SandboxEnded {
+    fn error(self, entry: &Entry, unproven: bool) -> OperationError {
+        match self.0 {
+            Some(ended) if unproven => OperationError::NotUp(ended),
+            Some(ended) => OperationError::Sandbox(ended),
+            None => OperationError::Gone(entry.id),
+        }
+    }
+}
+
+/// Waits until the sandbox is no more.
+async fn ended(status: &mut watch::Receiver<Status>) -> SandboxEnded {
+    match status.wait_for(|status| status.gone || status.state.is_over()).await {
+        Ok(status) => SandboxEnded(status.end.clone()),
+        Err(_forgotten) => SandboxEnded(None),
+    }
+}
+
+/// What is behind a connection that failed: usually a sandbox that ended.
+async fn why(
+    entry: &Entry,
+    status: &mut watch::Receiver<Status>,
+    error: GuestError,
+    unproven: bool,
+) -> OperationError {
+    if error.hung_up()
+        && let Ok(ended) = tokio::time::timeout(HANGUP_PATIENCE, ended(status)).await
+    {
+        return ended.error(entry, unproven);
+    }
+    match error {
+        GuestError::Refused { failure, .. } if failure.code == FailureCode::NotFound => {
+            OperationError::NoCommand { id: entry.id, command: None }
+        }
+        error if unproven => OperationError::NotUp(Arc::new(error.into())),
+        error => broken(error),
+    }
+}
+
+fn broken(error: GuestError) -> OperationError {
+    OperationError::Sandbox(Arc::new(error.into()))
+}
+
+/// Writes down what a detached command says, to its end.
+async fn follow(
+    entry: Arc<Entry>,
+    mut command: Command,
+    mut log: Log,
+    account: Option<Account>,
+    mut last: Option<Box<Exited>>,
+) {
+    let Some(number) = command.number else { return };
+    let _followed = entry.followed(number);
+    let exited = loop {
+        if let Some(exited) = last.take() {
+            break exited;
+        }
+        let written = match command.next().await {
+            Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => log.append(&chunk),
+            Ok(ExecEvent::Attached { from }) => log.skip(from),
+            Ok(ExecEvent::Skipped(bytes)) => log.skip(log.end().saturating_add(bytes)),
+            Ok(ExecEvent::Exited(exited)) => break exited,
+            Ok(ExecEvent::NotStarted(_)) => return,
+            Ok(_) => Ok(()),
+            Err(error) => {
+                if entry.status().up.is_none() {
+                    // The end of the sandbox says it all.
+                    return;
+                }
+                tracing::warn!(sandbox = %entry.id, command = number, error = in_full(&error), "the log of a command broke off");
+                tokio::time::sleep(BREATH).await;
+                match Command::attach(&entry, &AttachRequest { command: Some(number), from: Some(log.end()) }).await
+                {
+                    Ok(again) => command = again,
+                    Err(_over) => return,
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = written {
+            // The command goes on; what it says is not kept.
+            tracing::error!(sandbox = %entry.id, command = number, %error, "cannot write a log");
+        }
+    };
+    let account = account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number) });
+    account.close(&entry, &exited);
+    if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
+        let reason = match exited.status {
+            ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
+            ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
+        };
+        entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
+    }
+}
+
+/// After a sandbox was taken over: goes on with the logs of the commands in it.
+pub(super) async fn follow_all(entry: &Arc<Entry>) {
+    let Ok(up) = entry.admit(Operation::Use) else { return };
+    let commands = async { up.dialer.dial().await?.commands().await };
+    let commands = match commands.await {
+        Ok(commands) => commands,
+        Err(error) => {
+            tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot ask for its commands");
+            return;
+        }
+    };
+    let last = entry.written().facts.last_command;
+    for command in commands.iter().filter(|command| command.command <= last) {
+        let Ok(log) = entry.logs().write(command.command) else { continue };
+        let request = AttachRequest { command: Some(command.command), from: Some(log.end()) };
+        if let Ok(attached) = Command::attach(entry, &request).await {
+            entry.shared.tasks.spawn(follow(Arc::clone(entry), attached, log, None, None));
+        }
+    }
+}
+
+/// Asks all detached commands to end, and waits for that no longer than `grace`.
+pub(super) async fn end_all(entry: &Entry, up: &Up, grace: Duration) {
+    if grace.is_zero() || entry.written().facts.last_command == 0 {
+        return;
+    }
+    let ended = async {
+        let mut asking = up.dialer.dial().await?;
+        for command in asking.commands().await? {
+            if matches!(command.state, CommandState::Running) {
+                let attach =
+                    Attach { command: command.command, from: u64::MAX, stdin: Stdin::Null, back_pressure: false };
+                let mut running = up.dialer.dial().await?.attach(attach, ANY_TIMEOUT)?;
+                running.send(&Input::Signal { signal: libc::SIGTERM })?;
+                while !matches!(running.next().await?, ExecEvent::Exited(_) | ExecEvent::NotStarted(_)) {}
+            }
+        }
+        Ok::<(), GuestError>(())
+    };
+    // Who does not end is ended.
+    let _ = tokio::time::timeout(grace, ended).await;
+}
+
