@@ -45,6 +45,9 @@ const READ_AHEAD: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum GuestError {
+    /// Nobody accepts a connection.
+    #[error("cannot connect to the sandbox")]
+    Dial(#[source] std::io::Error),
     /// The guest ended the connection.
     #[error("the sandbox closed the connection during {during}")]
     Closed {
@@ -118,7 +121,12 @@ impl GuestError {
     /// Whether the guest ended the connection, be it within a frame. It usually did not mean to:
     /// it died.
     pub(crate) fn hung_up(&self) -> bool {
-        matches!(self, GuestError::Closed { .. } | GuestError::Frame { source: FrameError::Truncated, .. })
+        matches!(
+            self,
+            GuestError::Dial(_)
+                | GuestError::Closed { .. }
+                | GuestError::Frame { source: FrameError::Truncated, .. }
+        )
     }
 
     /// What is behind it: a sandbox that hangs up is usually one that ended, and how (`ended`) is the

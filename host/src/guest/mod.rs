@@ -4,11 +4,9 @@
 //! anything else ends the connection with an error that says what was wrong. Nothing here waits
 //! for the guest without a limit, except for a command that was given none.
 
-#[allow(dead_code, reason = "what sandboxes need that outlive the firn which started them")]
 mod connection;
-#[allow(dead_code, reason = "as above")]
+mod dialer;
 mod exec;
-#[allow(dead_code, reason = "as above")]
 mod inspection;
 pub(crate) mod vsock;
 mod words;
@@ -17,4 +15,5 @@ mod words;
 mod tests;
 
 pub(crate) use connection::{Connection, GuestError};
+pub(crate) use dialer::Dialer;
 pub(crate) use exec::{ExecEvent, Running};

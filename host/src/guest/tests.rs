@@ -184,7 +184,7 @@ fn verdict(result: &Result<(), GuestError>) -> Verdict {
         is_harmless(&source.to_string()).unwrap();
     }
     match error {
-        GuestError::Closed { .. } => Closed,
+        GuestError::Dial(_) | GuestError::Closed { .. } => Closed,
         GuestError::Frame { source: FrameError::TooLong { .. }, .. } => TooLong,
         GuestError::Frame { source: FrameError::TooShort { .. }, .. } => TooShort,
         GuestError::Frame { source: FrameError::UnknownKind(_), .. } => UnknownKind,

@@ -21,9 +21,8 @@ pub(crate) fn listening_path(socket: &Path, port: u32) -> PathBuf {
 }
 
 /// Connects to `port` in the guest.
-#[cfg_attr(not(test), expect(dead_code, reason = "parallel commands come with sandboxes that outlive one"))]
 pub(crate) async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
+    let mut stream = crate::sys::socket::connect(socket).await?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     // Byte by byte: what follows the newline is the agent's.
     let mut answer = Vec::with_capacity(LONGEST_ANSWER);

@@ -1,33 +1,36 @@
 //! Jails: the agent under bubblewrap, on the host's own kernel.
 //!
 //! ```text
-//!   firn ──spawn──▶ bwrap ──clone──▶ firn-agent (PID 1 of the jail) ──▶ command
-//!     └───── socket pair, through which connections are handed over ─────┘
+//!   firn ──start──▶ bwrap ──clone──▶ firn-agent (PID 1 of the jail) ──▶ command
+//!     └── connect ──▶ agent.sock ───────── inherited ──┘
 //! ```
 //!
-//! There is no socket that code in the jail could connect to: the agent's end of each connection is
-//! a descriptor it was given, and it passes none on.
+//! The agent listens on a socket whose path is not in the jail: it was given the descriptor, and passes
+//! none on. Connections can be made, and used, before it runs.
 
 use crate::env::{Artifact, Wrapper};
-use crate::guest::{Connection, GuestError};
+use crate::guest::{Dialer, GuestError};
 use crate::sandbox::Spec;
 use crate::sys::bubblewrap::Bubblewrap;
-use crate::sys::cgroup::Cgroup;
-use crate::sys::door::Door;
+use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;
-use crate::sys::process::{Helper, HelperCommand, Pids, ProcessError};
+use crate::sys::process::{Helper, HelperCommand, Pids, ProcessError, ProcessId, Reports, Role, Station};
+use crate::sys::socket;
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::UnixStream;
 
-/// What a jail's processes are called in messages.
-const NAME: &str = "the jail";
+/// What a jail's processes are.
+const ROLE: Role = Role { id: "jail", name: "the jail" };
+
+/// The agent's socket in the sandbox's folder.
+const SOCKET: &str = "agent.sock";
 
 /// A jail that cannot be had, or that ended.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +56,15 @@ pub(crate) enum JailError {
     /// What it should see cannot be shown.
     #[error(transparent)]
     View(#[from] JailViewError),
-    /// The socket pairs cannot be made.
-    #[error("cannot make a socket pair")]
-    Socket(#[source] io::Error),
+    /// The agent's socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// bubblewrap did not start, or ended.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -77,24 +86,28 @@ pub(crate) struct Bringup<'a> {
     pub(crate) hostname: &'a str,
     /// Who it is on the host.
     pub(crate) identity: Identity,
-    /// The group of its processes.
-    pub(crate) cgroup: &'a Cgroup,
-    /// A folder of the sandbox's.
-    pub(crate) folder: &'a Path,
+    /// Where it is started, in a folder of the sandbox's.
+    pub(crate) station: Station<'a>,
 }
 
-/// A jail that takes commands. Dropping it kills everything in it.
+/// A jail that takes commands. Dropping it kills everything in it, [`Jail::release`] does not.
 #[derive(Debug)]
 pub(crate) struct Jail {
-    agent: Connection,
     helper: Helper,
+    socket: PathBuf,
     boundary: Boundary,
-    /// Closing it ends the agent, and with it the jail.
-    _door: Door,
+}
+
+/// What has to be known of a jail to take it over, beside its folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remains {
+    process: ProcessId,
+    boundary: Boundary,
 }
 
 /// What holds a jail's processes together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Boundary {
     /// The agent is PID 1 of their namespace: they end with it.
     Namespace,
@@ -111,52 +124,55 @@ impl Bringup<'_> {
     pub(crate) fn run(self, view: &View) -> Result<Jail, JailError> {
         let (uid, gid) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
         let mut namespace = Bubblewrap::empty(self.bwrap, self.identity, self.hostname, Some((uid, gid)));
-        namespace.in_folder(self.folder);
+        namespace.in_folder(self.station.folder);
         let occupant = Occupant {
             identity: self.identity,
             home: crate::view::home(uid),
             disk: self.spec.disk.0,
-            staging: self.folder,
+            staging: self.station.folder,
         };
         view.enter(&mut namespace, occupant)?;
-        let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
-        let args = ["--door-fd".into(), namespace.pass(agents_end).to_string().into()];
-        let helper = namespace.agent(NAME, self.open_agent()?, &args)?;
-        self.start(door, helper, Boundary::Namespace)
+        let (socket, listener) = self.listen()?;
+        let args = ["--listen-fd".into(), namespace.pass(listener).to_string().into()];
+        let command = namespace.agent(ROLE, self.open_agent()?, &args)?;
+        let helper = command.start(self.station)?;
+        Ok(Jail { helper, socket, boundary: Boundary::Namespace })
     }
 
     /// Starts the agent for a wrapper that makes the jail itself: under the same limits and the same
     /// identity, but where the wrapper needs it, outside.
     pub(crate) fn wrapped(self, artifact: &Artifact) -> Result<(Jail, Wrapper), JailError> {
-        let (door, agents_end) = Door::pair().map_err(JailError::Socket)?;
+        let (socket, listener) = self.listen()?;
         let agent = self.open_agent()?;
         // What the wrapper leaves at home (jail.nix keeps a passwd file there) is gone with the
         // sandbox.
-        let home = self.folder.join("home");
+        let home = self.station.folder.join("home");
         let made = std::fs::DirBuilder::new().mode(0o700).create(&home);
         made.and_then(|()| self.identity.own(&home))
             .map_err(|source| JailError::Home { path: home.clone(), source })?;
         let mut variables = vec![("HOME", home.into_os_string())];
         let mut all_staged = Vec::new();
-        if let Some(stage) = Stage::new(&self.spec.shares, self.identity, self.folder)? {
+        if let Some(stage) = Stage::new(&self.spec.shares, self.identity, self.station.folder)? {
             for (index, share) in self.spec.shares.iter().enumerate() {
                 let (project, staged) = stage.set(index, share)?;
                 all_staged.extend(staged);
                 variables.extend(artifact.project(&project, &share.target));
             }
         }
-        let helper = HelperCommand {
-            name: NAME,
+        let command = HelperCommand {
+            role: ROLE,
             program: format!("/proc/self/fd/{}", agent.as_raw_fd()).into(),
-            args: vec!["--door-fd".into(), agents_end.as_raw_fd().to_string().into()],
+            args: vec!["--listen-fd".into(), listener.as_raw_fd().to_string().into()],
             identity: self.identity,
-            fds: vec![agent, agents_end],
+            fds: vec![agent, listener],
             staged: all_staged,
-            folder: self.folder.to_owned(),
+            folder: self.station.folder.to_owned(),
             // The agent finds what a command has left by the numbers in `/proc`, which is the host's here.
             pids: Pids::Shared,
+            reports: Reports::Nothing,
         };
-        Ok((self.start(door, helper, Boundary::Wrapper)?, artifact.wrapper(variables)))
+        let helper = command.start(self.station)?;
+        Ok((Jail { helper, socket, boundary: Boundary::Wrapper }, artifact.wrapper(variables)))
     }
 
     fn open_agent(&self) -> Result<OwnedFd, JailError> {
@@ -164,33 +180,68 @@ impl Bringup<'_> {
         File::open(self.agent).map(OwnedFd::from).map_err(failed)
     }
 
-    fn start(self, door: Door, helper: HelperCommand, boundary: Boundary) -> Result<Jail, JailError> {
-        let agent = Connection::begin(connect(&door)?)?;
-        let helper = helper.start(self.cgroup)?;
-        Ok(Jail { agent, helper, boundary, _door: door })
+    fn listen(&self) -> Result<(PathBuf, OwnedFd), JailError> {
+        let path = self.station.folder.join(SOCKET);
+        // Ours alone: what the jail's identity could connect to, code in a jail of the same one could.
+        match socket::listen(&path, Identity::Caller) {
+            Ok(listener) => Ok((path, listener.into())),
+            Err(source) => Err(JailError::Listen { path, source }),
+        }
     }
-}
-
-/// Hands the agent one more connection. It need not run yet.
-fn connect(door: &Door) -> Result<UnixStream, JailError> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(JailError::Socket)?;
-    ours.set_nonblocking(true).map_err(JailError::Socket)?;
-    door.hand_over(theirs.into()).map_err(JailError::Socket)?;
-    UnixStream::from_std(ours).map_err(JailError::Socket)
 }
 
 impl Jail {
-    /// The connection to its agent, and a future that is ready when the jail is no more.
-    pub(crate) fn parts(&mut self) -> (&mut Connection, impl Future<Output = JailError>) {
-        let Jail { agent, helper, .. } = self;
-        (agent, async { helper.failed().await.into() })
+    /// Takes over what was started from here or by a process that is gone, with its files in `folder`.
+    /// `None`: it has ended too.
+    pub(crate) fn adopt(remains: &Remains, folder: &Path) -> Result<Option<Jail>, JailError> {
+        let Remains { process, boundary } = *remains;
+        let helper = Helper::adopt(ROLE, process, folder)?;
+        Ok(helper.map(|helper| Jail { helper, socket: folder.join(SOCKET), boundary }))
     }
 
-    /// Ends it at once and waits until no process is left.
-    pub(crate) async fn destroy(mut self) {
+    /// What [`Jail::adopt`] needs.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains { process: self.helper.id(), boundary: self.boundary }
+    }
+
+    /// Lets it live on without us.
+    pub(crate) fn release(self) {
+        self.helper.release();
+    }
+
+    /// The way to its agent.
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer::Unix(self.socket.clone())
+    }
+
+    /// The processes that all others of it are below.
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
+        vec![self.helper.id()]
+    }
+
+    /// Waits until it is no more, and says why. May be called again, and dropped at any time.
+    pub(crate) async fn ended(&self) -> JailError {
+        self.helper.failed().await.into()
+    }
+
+    /// Stops everything in it where it is. `cgroup` is its group.
+    pub(crate) async fn pause(&self, cgroup: &Cgroup) -> Result<(), PauseError> {
+        cgroup.freeze().await
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self, cgroup: &Cgroup) -> Result<(), PauseError> {
+        cgroup.thaw()
+    }
+
+    /// Ends it at once and waits until no process is left. `cgroup` is its group.
+    pub(crate) async fn destroy(self, cgroup: &Cgroup) {
+        // What is frozen cannot be asked, and with version 1 not even be killed.
+        let _ = cgroup.thaw();
         if self.boundary == Boundary::Wrapper {
             // Killed at once, it would leave what it started to the control group, if there is one.
-            let _ = self.agent.shutdown(WRAPPER_PATIENCE).await;
+            let asked = async { self.dialer().dial().await?.shutdown(WRAPPER_PATIENCE).await };
+            let _ = tokio::time::timeout(WRAPPER_PATIENCE, asked).await;
         }
         self.helper.kill().await;
     }

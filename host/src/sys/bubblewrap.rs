@@ -2,11 +2,11 @@
 //!
 //! A jail is made by bubblewrap, and every helper of a vm runs under it too, in namespaces of its
 //! own: it sees the files named here and nothing else, has no network, no capability, can gain none,
-//! may make no system call that it has no use for, and dies with us.
+//! may make no system call that it has no use for. What is inside ends when bubblewrap does.
 
 use crate::sys::identity::Identity;
 use crate::sys::idmap::Staged;
-use crate::sys::process::{HelperCommand, Pids, ProcessError};
+use crate::sys::process::{HelperCommand, Pids, ProcessError, Reports, Role};
 use crate::sys::seccomp::{self, Confined};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -188,45 +188,45 @@ impl Bubblewrap {
         number
     }
 
-    /// The command that runs `program` in this namespace. `name` is for messages.
+    /// The command that runs `program` in this namespace.
     pub(crate) fn command(
         mut self,
-        name: &'static str,
+        role: Role,
         program: &Path,
         args: &[OsString],
     ) -> Result<HelperCommand, ProcessError> {
         // Without links: what they lead to need not exist in there.
         let program = program.canonicalize().map_err(|source| ProcessError::Start {
-            name,
+            name: role.name,
             program: program.to_owned(),
             source,
         })?;
         if !program.starts_with("/usr") && !program.starts_with("/nix/store") {
             self.read_only(&program, &program);
         }
-        self.finish(Confined::Helper, name, &program, args)
+        self.finish(Confined::Helper, role, &program, args)
     }
 
     /// The same for the agent of a jail, which is in none of the folders shown: it is run from its
     /// open file. `/proc` must be there.
     pub(crate) fn agent(
         mut self,
-        name: &'static str,
+        role: Role,
         program: OwnedFd,
         args: &[OsString],
     ) -> Result<HelperCommand, ProcessError> {
         let path = format!("/proc/self/fd/{}", self.pass(program));
-        self.finish(Confined::Jail, name, Path::new(&path), args)
+        self.finish(Confined::Jail, role, Path::new(&path), args)
     }
 
     fn finish(
         mut self,
         confined: Confined,
-        name: &'static str,
+        role: Role,
         program: &Path,
         args: &[OsString],
     ) -> Result<HelperCommand, ProcessError> {
-        let failed = |source| ProcessError::Start { name, program: program.to_owned(), source };
+        let failed = |source| ProcessError::Start { name: role.name, program: program.to_owned(), source };
         for filter in seccomp::filters(confined).map_err(io::Error::other).map_err(failed)? {
             let fd = self.pass(in_memory(&filter).map_err(failed)?);
             self.flags(&["--add-seccomp-fd", &fd.to_string()]);
@@ -240,7 +240,7 @@ impl Bubblewrap {
         self.args.extend(["--args".into(), list.to_string().into(), "--".into(), program.into()]);
         self.args.extend_from_slice(args);
         Ok(HelperCommand {
-            name,
+            role,
             program: self.bwrap,
             args: self.args,
             identity: self.identity,
@@ -248,6 +248,7 @@ impl Bubblewrap {
             staged: self.staged,
             folder: self.folder,
             pids: Pids::best(),
+            reports: Reports::End,
         })
     }
 }

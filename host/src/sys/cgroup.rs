@@ -6,18 +6,22 @@
 //! namespaces alone hold it together, and its processes limit themselves.
 //!
 //! A group is one folder in version 2. In version 1 it is a folder in each hierarchy that is
-//! needed: `pids` always, to kill by, and one for each limit. A user who may make none that limit
+//! needed: `pids` always, to kill by, one for each limit, and one to freeze by. A user who may make none that limit
 //! asks the user's service manager for one: a scope.
 
+mod freezer;
 mod hierarchy;
 mod scope;
+mod usage;
 
+pub(crate) use freezer::PauseError;
 pub(crate) use hierarchy::{Controller, Hierarchies};
 #[cfg(test)]
 pub(crate) use hierarchy::{Hierarchy, Version};
 pub(crate) use scope::Wrapped;
+pub(crate) use usage::Usage;
 
-use crate::sys::limits::Events;
+use crate::sys::limits::{CPU_PERIOD, Events, Limits};
 use crate::sys::spawn::Born;
 use scope::Scope;
 use std::ffi::OsString;
@@ -147,6 +151,15 @@ fn hand_down(dir: &Path, controllers: &[Controller]) -> io::Result<()> {
     Ok(())
 }
 
+/// A limit that no folder has a file for is none, which is well if none was asked for.
+fn required(done: Option<()>, wanted: bool, what: &str) -> io::Result<()> {
+    if done.is_none() && wanted {
+        let error = format!("the control group was made without a limit on {what}");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, error));
+    }
+    Ok(())
+}
+
 impl Cgroup {
     /// No group.
     pub(crate) fn none() -> Cgroup {
@@ -214,6 +227,42 @@ impl Cgroup {
         Ok(entry)
     }
 
+    /// Has an existing group hold to these limits from now on; what is `None` is limited no more. With
+    /// version 1 only what it was limited in when it was made. Memory below what is in use is an error with
+    /// version 1, and may cost processes their lives with version 2.
+    pub(crate) fn limit(&self, limits: &Limits) -> io::Result<()> {
+        let memory = |none: &str| limits.memory.map_or_else(|| none.to_owned(), |bytes| bytes.to_string());
+        let pids = limits.processes.map_or_else(|| "max".to_owned(), |most| most.to_string());
+        let quota = |none: &str| limits.cpus.map_or_else(|| none.to_owned(), |cpus| cpus.quota().to_string());
+        if self.set("memory.max", &memory("max"))?.is_none() {
+            // Memory and swap together may never be less than memory: which goes first depends.
+            let (most, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+            let value = memory("-1");
+            let first = self.set(most, &value);
+            self.set(both, &value)?;
+            let done = if first.is_err() { self.set(most, &value)? } else { first? };
+            required(done, limits.memory.is_some(), "memory")?;
+        }
+        required(self.set("pids.max", &pids)?, limits.processes.is_some(), "processes")?;
+        if self.set("cpu.max", &format!("{} {CPU_PERIOD}", quota("max")))?.is_none() {
+            let done = self.set("cpu.cfs_quota_us", &quota("-1"))?;
+            required(done, limits.cpus.is_some(), "processor time")?;
+        }
+        Ok(())
+    }
+
+    /// Writes into the file of this name in the folder that has it, if one has.
+    fn set(&self, file: &str, value: &str) -> io::Result<Option<()>> {
+        for dir in &self.dirs {
+            match write(&dir.path.join(file), value) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{file}={value}: {error}"))),
+                Ok(()) => return Ok(Some(())),
+            }
+        }
+        Ok(None)
+    }
+
     /// What it has counted since it was made.
     pub(crate) fn events(&self) -> Events {
         let first = |read: &dyn Fn(&Dir) -> Option<u64>| self.dirs.iter().find_map(read).unwrap_or_default();
@@ -242,6 +291,8 @@ impl Cgroup {
                 return Err(error);
             }
             self.dirs.iter().for_each(Dir::kill);
+            // What is frozen with version 1 dies when it thaws.
+            self.melt();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }

@@ -1,48 +1,77 @@
 //! Helper processes: the VMM and those that serve it, or a jail.
 //!
-//! A helper belongs to the sandbox that started it and never outlives this process: the kernel
-//! kills it when we die (`PR_SET_PDEATHSIG`), and the handle kills it when it is dropped. bubblewrap
-//! passes the death signal on, but not from its first moment: killed before, it leaves a child behind.
-//! So root's helpers have a pid namespace around bubblewrap, which the kernel ends with it. What it
-//! says on stderr is kept, the last of it, for the error that tells why it failed.
+//! A helper belongs to its sandbox and outlives who started it. Whoever comes next takes it over, by what
+//! was recorded of it before it ran ([`ProcessId`]) and by two files beside the sandbox:
 //!
-//! `PR_SET_PDEATHSIG` is about the *thread* that forked. All helpers are started from the thread
-//! that runs the (single-threaded) runtime, which is the main thread.
+//! | `ROLE.log` | a FIFO: its stdout and stderr, of which the last is kept for the error that tells why it failed |
+//! | `ROLE.status` | what bubblewrap says of how it ended: nobody is its parent and could wait for it |
+//!
+//! One that was just started and one that was taken over are the same thing. Dropping its handle kills
+//! it, which undoes a launch that fails; [`Helper::release`] lets it live.
+//!
+//! bubblewrap ends what it started when it is killed itself, but not from its first moment. So root's
+//! helpers have a pid namespace around bubblewrap, which the kernel ends with it.
 #![allow(unsafe_code, reason = "what happens between fork and exec has no safe wrapper")]
 
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
+pub(crate) use crate::sys::pidfd::ProcessId;
+use crate::sys::pidfd::{Process, children};
 pub(crate) use crate::sys::spawn::Pids;
-use crate::sys::spawn::{Process, Program};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use crate::sys::spawn::Program;
+use crate::sys::tail::{Tail, make_fifo, open_fifo};
+use serde::Deserialize;
 use std::ffi::{CString, OsString};
-use std::fs::File;
+use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
-use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::net::unix::pipe::Receiver;
 
 /// How long bubblewrap may take to follow the program it watched.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How much of a helper's output is kept, in bytes.
-const TAIL: usize = 16 * 1024;
+/// What a helper does in its sandbox, where there is one of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Role {
+    /// Its name in records and of its files.
+    pub(crate) id: &'static str,
+    /// What it is called in messages.
+    pub(crate) name: &'static str,
+}
+
+/// Writes down that there is a process for a role, before it runs anything. The role is a [`Role::id`].
+pub(crate) type Record<'a> = &'a (dyn Fn(&'static str, ProcessId) -> io::Result<()> + Sync);
+
+/// Where the helpers of a sandbox are started.
+#[derive(Clone, Copy)]
+pub(crate) struct Station<'a> {
+    /// The group of the sandbox.
+    pub(crate) cgroup: &'a Cgroup,
+    /// A folder of ours alone, for their files.
+    pub(crate) folder: &'a Path,
+    /// Where they are written down.
+    pub(crate) record: Record<'a>,
+}
+
+impl fmt::Debug for Station<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Station")
+            .field("cgroup", &self.cgroup)
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
 
 /// A helper that has not been started.
 #[derive(Debug)]
 pub(crate) struct HelperCommand {
-    /// What it is called in messages.
-    pub(crate) name: &'static str,
+    /// What it is for.
+    pub(crate) role: Role,
     /// The program.
     pub(crate) program: PathBuf,
     /// Its arguments.
@@ -57,6 +86,35 @@ pub(crate) struct HelperCommand {
     pub(crate) folder: PathBuf,
     /// Its place among processes. For what looks into `/proc` of the host only [`Pids::Shared`] will do.
     pub(crate) pids: Pids,
+    /// Whether it says how it ended.
+    pub(crate) reports: Reports,
+}
+
+/// Whether a program says how what it ran ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reports {
+    /// It is bubblewrap.
+    End,
+    /// It is not.
+    Nothing,
+}
+
+/// How a helper ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With this exit code, which is 128 and the number of the signal that killed it, if one did.
+    Code(i32),
+    /// Nobody says: bubblewrap itself was killed or gave up, or it ran without.
+    Unknown,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Code(code) => write!(f, "exit code {code}"),
+            End::Unknown => f.write_str("no exit code"),
+        }
+    }
 }
 
 /// A helper could not be started or did not stay up.
@@ -69,6 +127,15 @@ pub(crate) enum ProcessError {
         name: &'static str,
         /// What was executed.
         program: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It runs, and cannot be taken over.
+    #[error("cannot take {name} over")]
+    Adopt {
+        /// The helper.
+        name: &'static str,
         /// Why not.
         #[source]
         source: io::Error,
@@ -94,25 +161,61 @@ fn said(output: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Helper {
     name: &'static str,
-    process: Process,
+    id: ProcessId,
+    process: Held,
     output: Tail,
+    status: PathBuf,
+}
+
+/// A process that is killed by letting go of it.
+#[derive(Debug)]
+struct Held(Option<Process>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.end();
+        }
+    }
+}
+
+/// Its files in `folder`.
+fn log_path(folder: &Path, role: Role) -> PathBuf {
+    folder.join(format!("{}.log", role.id))
+}
+
+fn status_path(folder: &Path, role: Role) -> PathBuf {
+    folder.join(format!("{}.status", role.id))
 }
 
 impl HelperCommand {
-    /// Starts it in `cgroup`.
-    pub(crate) fn start(self, cgroup: &Cgroup) -> Result<Helper, ProcessError> {
-        let HelperCommand { name, program, args, identity, fds, staged, folder, pids } = self;
-        let Wrapped { program, args, variable } = cgroup.wrap(program, args);
-        let failed = |source| ProcessError::Start { name, program: program.clone(), source };
-        let entry = cgroup.entry().map_err(failed)?;
-        let staged: Vec<_> =
-            staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>().map_err(failed)?;
-        let folder =
-            CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other).map_err(failed)?;
+    /// Starts it. It runs once it is recorded.
+    pub(crate) fn start(mut self, station: Station<'_>) -> Result<Helper, ProcessError> {
+        let (role, program) = (self.role, self.program.clone());
+        let failed = |source| ProcessError::Start { name: role.name, program: program.clone(), source };
+        let status = status_path(station.folder, role);
+        if self.reports == Reports::End {
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&status);
+            let file = OwnedFd::from(file.map_err(failed)?);
+            let number = file.as_raw_fd().to_string();
+            self.args.splice(0..0, ["--json-status-fd".into(), number.into()]);
+            self.fds.push(file);
+        }
+        let log = log_path(station.folder, role);
+        let to_log = make_fifo(&log).map_err(failed)?;
+        let output = open_fifo(&log).and_then(Tail::follow).map_err(failed)?;
+        let process = self.spawn(station, to_log).map_err(failed)?;
+        Ok(Helper { name: role.name, id: process.id(), process: Held(Some(process)), output, status })
+    }
+
+    fn spawn(self, station: Station<'_>, log: OwnedFd) -> io::Result<Process> {
+        let HelperCommand { role, program, args, identity, fds, staged, folder, pids, reports: _ } = self;
+        let Wrapped { program, args, variable } = station.cgroup.wrap(program, args);
+        let entry = station.cgroup.entry()?;
+        let staged: Vec<_> = staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>()?;
+        let folder = CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
-        let null = File::open("/dev/null").map_err(failed)?;
-        let (stdout, to_stdout) = io::pipe().map_err(failed)?;
-        let (stderr, to_stderr) = io::pipe().map_err(failed)?;
+        let null = File::open("/dev/null")?;
         let env = variable.map(|(name, value)| {
             let mut variable = OsString::from(name);
             variable.push("=");
@@ -120,48 +223,41 @@ impl HelperCommand {
             variable
         });
         let start = Program {
-            path: program.clone(),
+            path: program,
             args,
             env: env.into_iter().collect(),
-            stdio: [null.into(), to_stdout.into(), to_stderr.into()],
+            stdio: [null.into(), log.try_clone()?, log],
             pids,
         };
         // SAFETY: only system calls are made, on values that were prepared before.
-        let process = unsafe {
-            start.start(entry.folder(), |born| {
-                // In this order: a cgroup is joined with the rights we give up next, and giving
-                // them up clears the death signal.
-                entry.join(born)?;
-                if libc::chdir(folder.as_ptr()) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                idmap::attach(&staged)?;
-                raise_file_limit();
-                forbid_core_files();
-                become_identity(identity)?;
-                // Out of the terminal's foreground: Ctrl-C is for us, and we decide who ends.
-                if libc::setsid() < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                keep_descriptors()?;
-                for fd in &inherited {
-                    if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+        unsafe {
+            start.start(
+                entry.folder(),
+                |id| (station.record)(role.id, id),
+                |born| {
+                    // In this order: a cgroup is joined with the rights we give up next.
+                    entry.join(born)?;
+                    if libc::chdir(folder.as_ptr()) != 0 {
                         return Err(io::Error::last_os_error());
                     }
-                }
-                Ok(())
-            })
-        };
-        let process = process.map_err(failed)?;
-        drop(fds);
-        let output = Tail::default();
-        for stream in [OwnedFd::from(stdout), OwnedFd::from(stderr)] {
-            output.follow(Receiver::from_owned_fd(stream).map_err(failed)?);
+                    idmap::attach(&staged)?;
+                    raise_file_limit();
+                    forbid_core_files();
+                    become_identity(identity)?;
+                    // Out of the terminal's foreground: Ctrl-C is for us, and we decide who ends.
+                    if libc::setsid() < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                    keep_descriptors()?;
+                    for fd in &inherited {
+                        if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                            return Err(io::Error::last_os_error());
+                        }
+                    }
+                    Ok(())
+                },
+            )
         }
-        Ok(Helper { name, process, output })
     }
 }
 
@@ -230,116 +326,88 @@ fn become_identity(identity: Identity) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What bubblewrap reports, a line for each event; only its last has this.
+#[derive(Deserialize)]
+struct Report {
+    #[serde(rename = "exit-code")]
+    exit_code: i32,
+}
+
+/// How long a report may be; it names half a dozen namespaces.
+const LONGEST_REPORT: u64 = 4096;
+
+fn reported(status: &Path) -> End {
+    let mut text = String::new();
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(status);
+    let read =
+        file.and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, LONGEST_REPORT), &mut text));
+    if read.is_err() {
+        return End::Unknown;
+    }
+    let mut reports = text.lines().rev().filter_map(|line| serde_json::from_str::<Report>(line).ok());
+    reports.next().map_or(End::Unknown, |report| End::Code(report.exit_code))
+}
+
 impl Helper {
+    /// Takes over one that was started from here or by a process that is gone. `None`: it has ended too.
+    pub(crate) fn adopt(role: Role, id: ProcessId, folder: &Path) -> Result<Option<Helper>, ProcessError> {
+        let failed = |source| ProcessError::Adopt { name: role.name, source };
+        let Some(process) = Process::adopt(id).map_err(failed)? else { return Ok(None) };
+        let output = open_fifo(&log_path(folder, role)).and_then(Tail::follow).map_err(failed)?;
+        let (process, status) = (Held(Some(process)), status_path(folder, role));
+        Ok(Some(Helper { name: role.name, id, process, output, status }))
+    }
+
+    /// Lets it live on without us.
+    pub(crate) fn release(mut self) {
+        self.process.0 = None;
+    }
+
+    fn process(&self) -> Option<&Process> {
+        self.process.0.as_ref()
+    }
+
+    /// What it is recorded as.
+    pub(crate) fn id(&self) -> ProcessId {
+        self.id
+    }
+
     /// The last of what it wrote to stdout and stderr.
     pub(crate) fn output(&self) -> String {
         self.output.text()
     }
 
     /// Waits until it has ended. May be called again, and dropped at any time.
-    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
-        self.process.wait().await
+    pub(crate) async fn ended(&self) -> io::Result<End> {
+        if let Some(process) = self.process() {
+            process.ended().await?;
+        }
+        Ok(reported(&self.status))
     }
 
     /// Waits until it has ended, which it should not have.
-    pub(crate) async fn failed(&mut self) -> ProcessError {
-        let status = match self.process.wait().await {
-            Ok(status) => describe(status),
+    pub(crate) async fn failed(&self) -> ProcessError {
+        let status = match self.ended().await {
+            Ok(end) => end.to_string(),
             Err(error) => error.to_string(),
         };
-        // What it said last may still be on its way to us.
-        tokio::task::yield_now().await;
         ProcessError::Ended { name: self.name, status, output: self.output() }
     }
 
     /// Its process and those directly below: with bubblewrap, the monitor outside and the program.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let Some(pid) = self.process.id() else { return Vec::new() };
-        let children =
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        std::iter::once(pid)
-            .chain(children.split_whitespace().filter_map(|child| child.parse().ok()))
-            .collect()
+        let Some(process) = self.process().filter(|process| !process.has_ended()) else { return Vec::new() };
+        let pid = process.id().pid();
+        std::iter::once(pid).chain(children(pid)).collect()
     }
 
     /// Kills it, if it still runs, and waits until it is gone: the program first, whose end its
     /// monitor waits for, so that both are gone when this returns.
-    pub(crate) async fn kill(&mut self) {
-        for program in self.processes().into_iter().skip(1) {
-            let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGKILL);
-        }
-        let _ = tokio::time::timeout(KILL_PATIENCE, self.process.wait()).await;
-        self.process.kill();
-        let _ = self.process.wait().await;
-    }
-}
-
-/// A process, told from a later one with the same number by when it started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessId {
-    pid: u32,
-    /// In clock ticks since the host booted: field 22 of `/proc/PID/stat` (`proc(5)`).
-    start_time: u64,
-}
-
-impl ProcessId {
-    /// This process.
-    pub(crate) fn ours() -> ProcessId {
-        let pid = std::process::id();
-        ProcessId { pid, start_time: start_time(pid).unwrap_or_default() }
-    }
-
-    /// Whether it still runs.
-    pub(crate) fn is_alive(self) -> bool {
-        start_time(self.pid) == Some(self.start_time)
-    }
-}
-
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in parentheses that may hold anything: count behind it. A zombie
-    // has ended.
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
-    let state = fields.next()?;
-    if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
-}
-
-/// An exit status in words.
-pub(crate) fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => {
-            Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |signal| signal.to_string())
-        }
-        (None, None) => "unknown status".to_owned(),
-    }
-}
-
-/// The last bytes of a stream that somebody hostile may be writing: bounded, however much comes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
-
-impl Tail {
-    /// Reads `stream` to its end in the background.
-    pub(crate) fn follow(&self, mut stream: impl AsyncRead + Unpin + Send + 'static) {
-        let tail = self.clone();
-        tokio::spawn(async move {
-            let mut chunk = [0; 4096];
-            while let Ok(read @ 1..) = stream.read(&mut chunk).await {
-                let mut kept = tail.0.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend(&chunk[..read]);
-                let excess = kept.len().saturating_sub(TAIL);
-                kept.drain(..excess);
-            }
-        });
-    }
-
-    /// What was kept, as text that a terminal can be shown.
-    pub(crate) fn text(&self) -> String {
-        let kept: Vec<u8> = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-        String::from_utf8_lossy(&kept)
-            .chars()
-            .filter(|character| *character == '\n' || !character.is_control())
-            .collect()
+    pub(crate) async fn kill(&self) {
+        let Some(process) = self.process() else { return };
+        process.kill_children();
+        let _ = tokio::time::timeout(KILL_PATIENCE, process.ended()).await;
+        process.kill();
+        let _ = tokio::time::timeout(KILL_PATIENCE, process.ended()).await;
     }
 }

@@ -7,13 +7,12 @@
 
 use super::View;
 use crate::sys::bubblewrap::Bubblewrap;
-use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::{self, Identity};
-use crate::sys::process::{Helper, ProcessError};
+use crate::sys::process::{Helper, ProcessError, ProcessId, Role, Station};
+use crate::sys::socket;
 use firn_protocol::{Access, Mount, MountSource, Text};
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// The virtiofs tag of the read-only tree.
@@ -34,8 +33,8 @@ pub(crate) struct Exporter<'a> {
     pub(crate) virtiofsd: &'a Path,
     /// Who exports the base, and connects to the sockets.
     pub(crate) identity: Identity,
-    /// The group of the sandbox.
-    pub(crate) cgroup: &'a Cgroup,
+    /// Where they are started.
+    pub(crate) station: Station<'a>,
     /// The sandbox's folder for sockets.
     pub(crate) sockets: &'a Path,
 }
@@ -123,8 +122,7 @@ impl Exporter<'_> {
         // nobody has to wait for a path to appear.
         let socket = self.sockets.join(tag);
         let listen = |source| ExportError::Listen { path: socket.clone(), source };
-        let listener = UnixListener::bind(&socket).map_err(listen)?;
-        self.identity.own(&socket).map_err(listen)?;
+        let listener = socket::listen(&socket, self.identity).map_err(listen)?;
         namespace.in_folder(self.sockets);
         let fd = namespace.pass(listener.into());
         let mut args: Vec<OsString> =
@@ -136,8 +134,20 @@ impl Exporter<'_> {
                 .map(OsString::from),
         );
         args.extend(flags);
-        let helper = namespace.command("virtiofsd", self.virtiofsd, &args)?.start(self.cgroup)?;
+        let helper = namespace.command(role(tag), self.virtiofsd, &args)?.start(self.station)?;
         Ok(Export { tag, helper })
+    }
+}
+
+fn role(tag: &'static str) -> Role {
+    Role { id: tag, name: "virtiofsd" }
+}
+
+impl Export {
+    /// Takes over the one with this tag. `None`: it has ended.
+    pub(crate) fn adopt(tag: &str, id: ProcessId, folder: &Path) -> Result<Option<Export>, ProcessError> {
+        let tag = if tag == SHARES_TAG { SHARES_TAG } else { BASE_TAG };
+        Ok(Helper::adopt(role(tag), id, folder)?.map(|helper| Export { tag, helper }))
     }
 }
 

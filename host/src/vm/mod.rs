@@ -12,17 +12,19 @@
 pub(crate) mod image;
 pub(crate) mod vmm;
 
-use crate::guest::{Connection, GuestError, vsock};
+use crate::guest::{Connection, Dialer, GuestError, vsock};
 use crate::sandbox::Spec;
 use crate::sys::identity::Identity;
 use crate::sys::limits::Cpus;
-use crate::sys::process::ProcessError;
+use crate::sys::process::{ProcessError, ProcessId};
+use crate::sys::socket;
 use crate::view::View;
 use crate::view::export::{self, BASE_TAG, Export, ExportError, Exporter};
 use firn_protocol::{Configure, READY_PORT, Root, Text};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use image::Image;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
@@ -116,21 +118,29 @@ pub(crate) struct Bringup<'a> {
     pub(crate) confinement: Confinement<'a>,
 }
 
-/// A guest that takes commands. Dropping it kills it.
+/// A guest that takes commands. Dropping it kills it, [`Vm::release`] does not.
 #[derive(Debug)]
 pub(crate) struct Vm {
     vmm: Box<dyn Vmm>,
     exports: Vec<Export>,
-    agent: Connection,
+    dialer: Dialer,
+}
+
+/// What has to be known of a guest to take it over, beside its folders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remains {
+    vmm: vmm::Remains,
+    /// By tag.
+    exports: Vec<(String, ProcessId)>,
 }
 
 impl Bringup<'_> {
     /// Boots the guest and configures it.
-    pub(crate) async fn run(self, progress: &mut dyn FnMut(Phase)) -> Result<Vm, VmError> {
+    pub(crate) async fn run(self, progress: &mut (dyn FnMut(Phase) + Send)) -> Result<Vm, VmError> {
         progress(Phase::Starting);
-        let Confinement { bwrap, identity, cgroup, sockets } = self.confinement;
+        let Confinement { bwrap, identity, station, sockets } = self.confinement;
         let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
-        let exporter = Exporter { bwrap, virtiofsd: self.virtiofsd, identity, cgroup, sockets };
+        let exporter = Exporter { bwrap, virtiofsd: self.virtiofsd, identity, station, sockets };
         let mut exports = vec![exporter.base(self.view)?];
         let (user, _) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
         exports.extend(exporter.shares(self.view, user)?);
@@ -147,7 +157,7 @@ impl Bringup<'_> {
         let starting = self.backend.start(&machine, self.confinement);
         let mut vmm = tokio::select! {
             vmm = starting => vmm?,
-            failure = any_ended(&mut exports) => return Err(failure.into()),
+            failure = any_ended(&exports) => return Err(failure.into()),
         };
 
         progress(Phase::Booting);
@@ -182,12 +192,12 @@ impl Bringup<'_> {
                 Ok(connected) => connected,
                 Err(_elapsed) => return Err(VmError::NotReady { patience, console: vmm.console() }),
             },
-            failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
+            failure = why_ended(&mut *vmm, &exports) => return Err(failure),
         };
         // Whoever else in the guest dials this port reaches nobody.
         drop(listener);
         let mut agent = match connected {
-            Err(VmError::Guest(error)) => return Err(error.or_end(why_ended(&mut *vmm, &mut exports)).await),
+            Err(VmError::Guest(error)) => return Err(error.or_end(why_ended(&mut *vmm, &exports)).await),
             connected => connected?,
         };
 
@@ -196,25 +206,25 @@ impl Bringup<'_> {
         let configured = tokio::select! {
             biased;
             configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured,
-            failure = why_ended(&mut *vmm, &mut exports) => return Err(failure),
+            failure = why_ended(&mut *vmm, &exports) => return Err(failure),
         };
         if let Err(error) = configured {
-            return Err(error.or_end(why_ended(&mut *vmm, &mut exports)).await);
+            return Err(error.or_end(why_ended(&mut *vmm, &exports)).await);
         }
-        Ok(Vm { vmm, exports, agent })
+        Ok(Vm { vmm, exports, dialer: Dialer::Vsock(sockets.join(vmm::VSOCK)) })
     }
 }
 
 fn listen(path: &Path, identity: Identity) -> Result<UnixListener, VmError> {
     let failed = |source| VmError::Listen { path: path.to_owned(), source };
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    identity.own(path).map_err(failed)?;
-    Ok(listener)
+    let listener = socket::listen(path, identity).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    UnixListener::from_std(listener).map_err(failed)
 }
 
 /// What ended the guest. virtiofsd and the VMM end each other: when it is virtiofsd that is seen
 /// first, the VMM may still have the better reason.
-async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
+async fn why_ended(vmm: &mut dyn Vmm, exports: &[Export]) -> VmError {
     tokio::select! {
         failure = vmm.ended() => failure.into(),
         failure = any_ended(exports) => {
@@ -226,8 +236,8 @@ async fn why_ended(vmm: &mut dyn Vmm, exports: &mut [Export]) -> VmError {
     }
 }
 
-async fn any_ended(exports: &mut [Export]) -> ProcessError {
-    let ended = exports.iter_mut().map(|export| Box::pin(export.helper.failed()));
+async fn any_ended(exports: &[Export]) -> ProcessError {
+    let ended = exports.iter().map(|export| Box::pin(export.helper.failed()));
     futures::future::select_all(ended).await.0
 }
 
@@ -246,10 +256,61 @@ fn configuration(spec: &Spec, view: &View, hostname: String) -> Result<Configure
 }
 
 impl Vm {
-    /// The connection to its agent, and a future that is ready when the guest is no more.
-    pub(crate) fn parts(&mut self) -> (&mut Connection, impl Future<Output = VmError>) {
-        let Vm { vmm, exports, agent } = self;
-        (agent, why_ended(&mut **vmm, exports))
+    /// Takes over what was started from here or by a process that is gone, with its files in `folder` and
+    /// its sockets in `sockets`. `None`: it has ended, and what was left of it is killed.
+    pub(crate) async fn adopt(
+        remains: &Remains,
+        folder: &Path,
+        sockets: &Path,
+    ) -> Result<Option<Vm>, VmError> {
+        let mut exports = Vec::new();
+        let mut complete = true;
+        for (tag, process) in &remains.exports {
+            let export = Export::adopt(tag, *process, folder)?;
+            complete &= export.is_some();
+            exports.extend(export);
+        }
+        let vmm = remains.vmm.adopt(folder, sockets).await?;
+        let dialer = Dialer::Vsock(sockets.join(vmm::VSOCK));
+        Ok(vmm.filter(|_| complete).map(|vmm| Vm { vmm, exports, dialer }))
+    }
+
+    /// What [`Vm::adopt`] needs.
+    pub(crate) fn remains(&self) -> Remains {
+        let exports = self.exports.iter().map(|export| (export.tag.to_owned(), export.helper.id()));
+        Remains { vmm: self.vmm.remains(), exports: exports.collect() }
+    }
+
+    /// Lets it live on without us.
+    pub(crate) fn release(self) {
+        self.vmm.release();
+        self.exports.into_iter().for_each(|export| export.helper.release());
+    }
+
+    /// The way to its agent.
+    pub(crate) fn dialer(&self) -> Dialer {
+        self.dialer.clone()
+    }
+
+    /// The processes that all others of it are below.
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
+        let exports = self.exports.iter().map(|export| export.helper.id());
+        self.vmm.remains().processes().into_iter().chain(exports).collect()
+    }
+
+    /// Waits until the guest is no more, and says why. May be called again, and dropped at any time.
+    pub(crate) async fn ended(&mut self) -> VmError {
+        why_ended(&mut *self.vmm, &self.exports).await
+    }
+
+    /// Stops the guest's processors.
+    pub(crate) async fn pause(&mut self) -> Result<(), VmError> {
+        Ok(self.vmm.pause().await?)
+    }
+
+    /// Lets them go on.
+    pub(crate) async fn resume(&mut self) -> Result<(), VmError> {
+        Ok(self.vmm.resume().await?)
     }
 
     /// The VMM that runs it.
@@ -264,11 +325,12 @@ impl Vm {
 
     /// Has the guest write everything back.
     pub(crate) async fn sync(&mut self) -> Result<(), VmError> {
-        let (agent, ended) = self.parts();
-        let mut ended = std::pin::pin!(ended);
+        let dialer = self.dialer();
+        let asked = async { dialer.dial().await?.shutdown(SHUTDOWN_PATIENCE).await };
+        let mut ended = std::pin::pin!(self.ended());
         let done = tokio::select! {
             biased;
-            done = agent.shutdown(SHUTDOWN_PATIENCE) => done,
+            done = asked => done,
             failure = &mut ended => return Err(failure),
         };
         match done {
@@ -280,7 +342,7 @@ impl Vm {
     /// Ends it at once and waits until no process is left.
     pub(crate) async fn destroy(mut self) {
         self.vmm.destroy().await;
-        for export in &mut self.exports {
+        for export in &self.exports {
             export.helper.kill().await;
         }
     }

@@ -214,7 +214,12 @@ async fn execute(
     let _raw =
         if run.tty && stdin_is_terminal { Some(RawMode::enter().map_err(Failed::Terminal)?) } else { None };
     let exec = request(run, config, spec, sandbox);
-    let (agent, mut ended) = sandbox.parts();
+    let dialer = sandbox.dialer();
+    let mut ended = sandbox.ended();
+    let mut agent = match dialer.dial().await {
+        Ok(agent) => agent,
+        Err(error) => return Err(Failed::Launch(error.or_end(ended).await.into())),
+    };
     let running = agent.exec(exec)?;
     let pumped = tokio::select! {
         biased;

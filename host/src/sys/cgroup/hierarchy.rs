@@ -27,10 +27,13 @@ pub(crate) enum Controller {
     Pids,
     /// Processor time.
     Cpu,
+    /// Whether processes run at all. Every group of version 2 can say, without a controller.
+    Freezer,
 }
 
 impl Controller {
-    const ALL: [Controller; 3] = [Controller::Memory, Controller::Pids, Controller::Cpu];
+    /// Those that limit.
+    const LIMITING: [Controller; 3] = [Controller::Memory, Controller::Pids, Controller::Cpu];
 
     /// The kernel's name for it.
     pub(crate) fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Controller {
             Controller::Memory => "memory",
             Controller::Pids => "pids",
             Controller::Cpu => "cpu",
+            Controller::Freezer => "freezer",
         }
     }
 
@@ -45,7 +49,7 @@ impl Controller {
     fn among(names: &str, separator: char) -> Vec<Controller> {
         let listed =
             |controller: &Controller| names.split(separator).any(|name| name.trim_end() == controller.name());
-        Controller::ALL.into_iter().filter(listed).collect()
+        Controller::LIMITING.into_iter().chain([Controller::Freezer]).filter(listed).collect()
     }
 
     /// What is written into a new group's files, in this order.
@@ -86,6 +90,7 @@ impl Controller {
                 .into_iter()
                 .chain(needed("cpu.cfs_quota_us", limits.cpus.map(|cpus| cpus.quota())))
                 .collect(),
+            (Controller::Freezer, _) => Vec::new(),
         }
     }
 }
@@ -99,6 +104,16 @@ pub(crate) struct Hierarchy {
     pub(crate) version: Version,
     /// What groups in it can limit.
     pub(crate) controllers: Vec<Controller>,
+}
+
+impl Hierarchy {
+    fn limits(&self) -> bool {
+        self.controllers.iter().any(|controller| *controller != Controller::Freezer)
+    }
+
+    fn freezes(&self) -> bool {
+        self.version == Version::Two || self.controllers.contains(&Controller::Freezer)
+    }
 }
 
 /// All of them.
@@ -122,7 +137,7 @@ impl Hierarchies {
                 hierarchy.controllers = available(&hierarchy.parent);
             }
         }
-        let can_limit = all.iter().any(|hierarchy| !hierarchy.controllers.is_empty());
+        let can_limit = all.iter().any(Hierarchy::limits);
         let manager = if root || can_limit { None } else { mount(&mounts).and_then(Manager::find) };
         Hierarchies { all, manager }
     }
@@ -176,8 +191,8 @@ impl Hierarchies {
         }
     }
 
-    /// The group called `name` that holds its processes to `limits`, as far as groups can here. In
-    /// no more hierarchies than are needed for that: each costs each process that joins.
+    /// The group called `name` that holds its processes to `limits`, as far as groups can here, and that
+    /// can be frozen. In no more hierarchies than are needed for that: each costs each process that joins.
     pub(crate) fn group(&self, name: &str, limits: &Limits) -> Cgroup {
         if let Some(manager) = self.manager.as_ref().filter(|_| *limits != Limits::default()) {
             return Cgroup::managed(manager.scope(name, limits));
@@ -187,7 +202,7 @@ impl Hierarchies {
         if let Some(hierarchy) = self.holder() {
             dirs.push(Dir { path: hierarchy.parent.join(name), ..Dir::default() });
         }
-        for controller in Controller::ALL {
+        for controller in Controller::LIMITING {
             let Some(hierarchy) = self.with(controller) else { continue };
             let settings = controller.settings(hierarchy.version, limits);
             if settings.is_empty() {
@@ -201,6 +216,14 @@ impl Hierarchies {
             dirs[index].settings.extend(settings);
             if hierarchy.version == Version::Two {
                 dirs[index].enable.push(controller);
+            }
+        }
+        // Version 2, which comes first, before the freezer of version 1: joining it costs nothing, and
+        // what is frozen in it can still be killed.
+        if let Some(freezer) = self.all.iter().find(|hierarchy| hierarchy.freezes()) {
+            let path = freezer.parent.join(name);
+            if !dirs.iter().any(|dir| dir.path == path) {
+                dirs.push(Dir { path, ..Dir::default() });
             }
         }
         Cgroup { dirs, scope: None }
@@ -335,11 +358,11 @@ mod tests {
     #[test]
     fn a_group_is_in_no_more_hierarchies_than_are_needed() {
         let hybrid = Hierarchies::of(candidates(HYBRID, "", true));
-        assert_eq!(paths(&hybrid.group("x", &Limits::default())), ["/c/pids/x"]);
+        assert_eq!(paths(&hybrid.group("x", &Limits::default())), ["/c/pids/x", "/c/unified/x"]);
         let memory = Limits { memory: Some(1), ..Limits::default() };
-        assert_eq!(paths(&hybrid.group("x", &memory)), ["/c/pids/x", "/c/memory/x"]);
+        assert_eq!(paths(&hybrid.group("x", &memory)), ["/c/pids/x", "/c/memory/x", "/c/unified/x"]);
         let all = hybrid.group("x", &limits());
-        assert_eq!(paths(&all), ["/c/pids/x", "/c/memory/x", "/c/cpu/x"]);
+        assert_eq!(paths(&all), ["/c/pids/x", "/c/memory/x", "/c/cpu/x", "/c/unified/x"]);
         assert_eq!(
             written(&all),
             [
@@ -353,6 +376,17 @@ mod tests {
         let v1 = Mechanism::CgroupV1;
         assert_eq!(mount(HYBRID), Some(Path::new("/c/unified")));
         assert_eq!(hybrid.mechanisms(), Mechanisms { memory: v1, processes: v1, cpus: v1 });
+    }
+
+    #[test]
+    fn what_freezes_is_joined_too() {
+        let first =
+            HYBRID.replace("cgroup2 /c/unified cgroup2", "cgroup /c/freezer cgroup rw,freezer,cgroup");
+        let first = Hierarchies::of(candidates(&first, "", true));
+        assert_eq!(paths(&first.group("x", &Limits::default())), ["/c/pids/x", "/c/freezer/x"]);
+        let freezer =
+            Hierarchy { parent: "/f".into(), version: Version::One, controllers: vec![Controller::Freezer] };
+        assert!(freezer.freezes() && !freezer.limits());
     }
 
     #[test]

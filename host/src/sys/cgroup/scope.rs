@@ -75,6 +75,7 @@ impl Manager {
                         let (percent, tenths) = cpus.percent();
                         vec![format!("CPUQuota={percent}.{tenths}%")]
                     }),
+                    Controller::Freezer => None,
                 }
                 .unwrap_or_default(),
             );

@@ -12,10 +12,12 @@ pub(crate) mod qemu;
 
 pub(crate) use backend::Backend;
 
-use crate::sys::cgroup::Cgroup;
 use crate::sys::identity::Identity;
-use crate::sys::process::ProcessError;
+use crate::sys::process::{ProcessError, ProcessId, Role, Station};
 use async_trait::async_trait;
+use cloud_hypervisor::CloudHypervisor;
+use qemu::Qemu;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +58,8 @@ pub(crate) struct Confinement<'a> {
     pub(crate) bwrap: &'a Path,
     /// Who it is.
     pub(crate) identity: Identity,
-    /// The group of the sandbox.
-    pub(crate) cgroup: &'a Cgroup,
+    /// Where they are started. Its folder is not the VMM's.
+    pub(crate) station: Station<'a>,
     /// The sandbox's folder of sockets on the host; it is [`SOCKETS`] for the VMM.
     pub(crate) sockets: &'a Path,
 }
@@ -124,7 +126,59 @@ fn last_words(console: &str) -> String {
     if last.is_empty() { String::new() } else { format!("; the last of its console:\n{last}") }
 }
 
-/// A running VMM. Dropping it kills it and its helpers.
+/// The role of a VMM.
+const fn role(name: &'static str) -> Role {
+    Role { id: "vmm", name }
+}
+
+/// What has to be known of a VMM to take it over, beside its folders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum Remains {
+    /// cloud-hypervisor.
+    CloudHypervisor {
+        /// Its process.
+        process: ProcessId,
+    },
+    /// QEMU.
+    Qemu {
+        /// Its process.
+        process: ProcessId,
+        /// Its vsock device's.
+        vsock: ProcessId,
+    },
+}
+
+impl Remains {
+    /// Takes over what was started from here or by a process that is gone, with its files in `folder` and
+    /// its sockets in `sockets`. `None`: it has ended too.
+    pub(crate) async fn adopt(
+        &self,
+        folder: &Path,
+        sockets: &Path,
+    ) -> Result<Option<Box<dyn Vmm>>, VmmError> {
+        Ok(match *self {
+            Remains::CloudHypervisor { process } => {
+                let adopted = CloudHypervisor::adopt(process, folder, sockets).await?;
+                adopted.map(|vmm| Box::new(vmm) as Box<dyn Vmm>)
+            }
+            Remains::Qemu { process, vsock } => {
+                let adopted = Qemu::adopt(process, vsock, folder).await?;
+                adopted.map(|vmm| Box::new(vmm) as Box<dyn Vmm>)
+            }
+        })
+    }
+
+    /// Its processes.
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
+        match *self {
+            Remains::CloudHypervisor { process } => vec![process],
+            Remains::Qemu { process, vsock } => vec![process, vsock],
+        }
+    }
+}
+
+/// A running VMM. Dropping it kills it and its helpers, [`Vmm::release`] does not.
 #[async_trait]
 pub(crate) trait Vmm: Send + std::fmt::Debug {
     /// Its name, for people: `cloud-hypervisor`, `qemu`.
@@ -136,6 +190,18 @@ pub(crate) trait Vmm: Send + std::fmt::Debug {
     /// Returns when the VMM or one of its helpers has ended, which nobody asked for. May be
     /// dropped and called again.
     async fn ended(&mut self) -> VmmError;
+
+    /// Stops the guest's processors.
+    async fn pause(&mut self) -> Result<(), VmmError>;
+
+    /// Lets them go on.
+    async fn resume(&mut self) -> Result<(), VmmError>;
+
+    /// What [`Remains::adopt`] needs.
+    fn remains(&self) -> Remains;
+
+    /// Lets it live on without us.
+    fn release(self: Box<Self>);
 
     /// Ends the guest at once and waits until no process is left.
     async fn destroy(&mut self);

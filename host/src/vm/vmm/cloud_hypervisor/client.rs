@@ -49,6 +49,11 @@ pub(super) const INFO: Call = Call::new("vm.info", Method::GET, StatusCode::OK, 
 /// 60 s to reach a vhost-user socket, and then says so.
 pub(super) const BOOT: Call = Call::new("vm.boot", Method::PUT, StatusCode::NO_CONTENT, 70);
 
+/// Stops the processors.
+pub(super) const PAUSE: Call = Call::new("vm.pause", Method::PUT, StatusCode::NO_CONTENT, 20);
+/// Lets them go on.
+pub(super) const RESUME: Call = Call::new("vm.resume", Method::PUT, StatusCode::NO_CONTENT, 20);
+
 impl Call {
     const fn new(name: &'static str, method: Method, success: StatusCode, seconds: u64) -> Call {
         Call { name, method, success, within: Duration::from_secs(seconds) }
@@ -148,6 +153,14 @@ impl Client {
 
     pub(super) async fn boot(&self) -> Result<(), ApiError> {
         self.call(&BOOT, Bytes::new()).await.map(drop)
+    }
+
+    pub(super) async fn pause(&self) -> Result<(), ApiError> {
+        self.call(&PAUSE, Bytes::new()).await.map(drop)
+    }
+
+    pub(super) async fn resume(&self) -> Result<(), ApiError> {
+        self.call(&RESUME, Bytes::new()).await.map(drop)
     }
 
     async fn read<T: DeserializeOwned>(&self, call: &Call) -> Result<T, ApiError> {

@@ -20,7 +20,7 @@ const FS_QUEUE: u16 = 1024;
 pub(super) struct Files {
     pub(super) kernel: String,
     pub(super) initrd: String,
-    /// What the console is written to.
+    /// The socket that the console will be at.
     pub(super) console: String,
 }
 
@@ -77,13 +77,14 @@ struct Fs {
 struct Console {
     mode: ConsoleMode,
     #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<String>,
+    socket: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 enum ConsoleMode {
     Off,
-    File,
+    /// It keeps the last of what is written for who connects, and holds nobody up.
+    Socket,
 }
 
 /// Schema `VsockConfig`.
@@ -111,8 +112,8 @@ impl VmConfig {
                 cmdline: format!("{} {CMDLINE}", machine.cmdline).trim_start().to_owned(),
             },
             fs: fs.collect(),
-            serial: Console { mode: ConsoleMode::File, file: Some(files.console) },
-            console: Console { mode: ConsoleMode::Off, file: None },
+            serial: Console { mode: ConsoleMode::Socket, socket: Some(files.console) },
+            console: Console { mode: ConsoleMode::Off, socket: None },
             vsock: Vsock { cid: GUEST_CID, socket: format!("{SOCKETS}/{VSOCK}") },
         }
     }

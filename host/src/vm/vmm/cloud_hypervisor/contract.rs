@@ -3,7 +3,7 @@
 //! cloud-hypervisor itself accepts anything (`{}` is a machine to it), so here a property that the
 //! file does not define is an error, as is one that it requires and we do not send.
 
-use super::client::{BOOT, CREATE, Call, INFO, Info, PING, Ping, State};
+use super::client::{BOOT, CREATE, Call, INFO, Info, PAUSE, PING, Ping, RESUME, State};
 use super::config::VmConfig;
 use super::config::tests::{files, machine};
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
@@ -118,7 +118,7 @@ fn to_json(yaml: Yaml<'_>) -> Value {
 fn every_call_exists_and_succeeds_as_we_expect() {
     let contract = Contract::published();
     assert_eq!(contract.0["servers"][0]["url"], "http://localhost/api/v1");
-    for call in [PING, CREATE, INFO, BOOT] {
+    for call in [PING, CREATE, INFO, BOOT, PAUSE, RESUME] {
         assert_eq!(call.path(), format!("/api/v1/{}", call.name));
         let responses = contract.operation(&call)["responses"].as_object().unwrap();
         let success: Vec<&str> =
@@ -130,7 +130,7 @@ fn every_call_exists_and_succeeds_as_we_expect() {
 #[test]
 fn only_create_has_a_body() {
     let contract = Contract::published();
-    for call in [PING, INFO, BOOT] {
+    for call in [PING, INFO, BOOT, PAUSE, RESUME] {
         assert_eq!(contract.operation(&call).get("requestBody"), None, "{}", call.name);
     }
     let body = &contract.operation(&CREATE)["requestBody"]["content"]["application/json"]["schema"];

@@ -171,8 +171,11 @@ impl Life {
 
 /// Reads events in the background until the stream ends, which is when the receiver is told that
 /// its sender is gone.
-pub(super) fn follow(mut stream: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<Life> {
-    let (sender, receiver) = watch::channel(Life::default());
+pub(super) fn follow(
+    mut stream: impl AsyncRead + Unpin + Send + 'static,
+    before: Life,
+) -> watch::Receiver<Life> {
+    let (sender, receiver) = watch::channel(before);
     tokio::spawn(async move {
         let mut decoder = Decoder::default();
         let mut chunk = [0; 4096];

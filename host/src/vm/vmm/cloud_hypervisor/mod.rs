@@ -1,10 +1,9 @@
 //! cloud-hypervisor: the VMM wherever KVM really works. Written against v53.
 //!
 //! ```text
-//!   firn ── REST (UNIX `api`) ───→ cloud-hypervisor ── vhost-user ── virtiofsd (the exports)
-//!    ├───── UNIX `vsock` ────────→    │      │
-//!    ├───── pipe: events ←────────────┘      │
-//!    └───── pipe: console ←──────────────────┘
+//!   firn ── REST (UNIX `api.sock`) ─▶ cloud-hypervisor ── vhost-user ── virtiofsd (the exports)
+//!    ├───── UNIX `vsock`, `console` ─▶    │
+//!    └───── FIFO: events ◀────────────────┘
 //! ```
 //!
 //! It is started empty, told the machine over its API, asked what it made of it, and told to boot.
@@ -19,28 +18,36 @@ mod events;
 mod contract;
 
 use super::KVM;
-use super::{Accelerator, Confinement, Machine, SOCKETS, Vmm, VmmError};
+use super::{Accelerator, Confinement, Machine, Remains, SOCKETS, Vmm, VmmError, role};
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::identity::Identity;
-use crate::sys::process::{Helper, ProcessError, Tail};
+use crate::sys::process::{Helper, ProcessError, ProcessId, Role};
+use crate::sys::socket;
+use crate::sys::tail::{Tail, make_fifo, open_fifo};
 use async_trait::async_trait;
 use client::{ApiError, Client, State};
 use config::{Files, VmConfig, not_applied};
 use events::Life;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, PipeReader};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-const NAME: &str = "cloud-hypervisor";
+const ROLE: Role = role("cloud-hypervisor");
+const NAME: &str = ROLE.name;
 
-/// The API's socket in the folder of sockets.
-const API: &str = "api";
+/// The API's socket, in the folder that it does not see.
+const API: &str = "api.sock";
+
+/// The FIFO of events, in the same.
+const EVENTS: &str = "vmm.events";
+
+/// The console's socket in the folder of sockets.
+const CONSOLE: &str = "console";
 
 /// How long cloud-hypervisor may take to exit after the guest was turned off, or to be gone after
 /// it was killed.
@@ -53,8 +60,10 @@ const LAST_WORDS_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct CloudHypervisor {
     helper: Helper,
-    /// What the guest wrote to its serial port. What cloud-hypervisor itself says is the helper's.
-    console: Tail,
+    client: Client,
+    /// What the guest wrote to its serial port, once it has one. What cloud-hypervisor itself says is the
+    /// helper's.
+    console: Option<Tail>,
     /// What events told; its sender is gone when the process is.
     life: watch::Receiver<Life>,
 }
@@ -74,23 +83,23 @@ impl CloudHypervisor {
             let path = confinement.sockets.join(socket);
             std::fs::metadata(&path).map_err(|source| VmmError::Open { path, source })?;
         }
-        let identity = confinement.identity;
-        let mut namespace = Bubblewrap::new(confinement.bwrap, identity);
+        let mut namespace = Bubblewrap::new(confinement.bwrap, confinement.identity);
         namespace.device(Path::new(KVM));
         namespace.in_folder(confinement.sockets);
         namespace.read_write(confinement.sockets, Path::new(SOCKETS));
 
         // It inherits a socket that listens, so nobody waits for a path to appear: the first
         // connection is accepted as soon as it is up, and refused when it is not coming up.
-        let api = confinement.sockets.join(API);
-        let listener =
-            UnixListener::bind(&api).map_err(|source| VmmError::Open { path: api.clone(), source })?;
-        let (events, events_end) = pipe_to(&mut namespace)?;
-        let (console, console_end) = pipe_to(&mut namespace)?;
+        let folder = confinement.station.folder;
+        let api = folder.join(API);
+        let listener = socket::listen(&api, Identity::Caller).map_err(unopened(&api))?;
+        let events = folder.join(EVENTS);
+        let events_end = namespace.pass(make_fifo(&events).map_err(unopened(&events))?);
+        let life = follow_events(folder, Life::Before)?;
         let files = Files {
             kernel: inherit(&mut namespace, &machine.kernel)?,
             initrd: inherit(&mut namespace, &machine.initrd)?,
-            console: reopenable(console_end, identity)?,
+            console: format!("{SOCKETS}/{CONSOLE}"),
         };
         let config = VmConfig::new(machine, files);
         let args: Vec<OsString> = [
@@ -104,11 +113,9 @@ impl CloudHypervisor {
         .map(OsString::from)
         .to_vec();
 
-        let helper = namespace.command(NAME, program, &args)?.start(confinement.cgroup)?;
-        let tail = Tail::default();
-        tail.follow(console);
-        let mut starting = CloudHypervisor { helper, console: tail, life: events::follow(events) };
-        match starting.bring_up(&Client::new(&api), &config).await {
+        let helper = namespace.command(ROLE, program, &args)?.start(confinement.station)?;
+        let mut starting = CloudHypervisor { helper, client: Client::new(&api), console: None, life };
+        match starting.bring_up(&config, &confinement.sockets.join(CONSOLE)).await {
             Ok(()) => Ok(starting),
             Err(error) => {
                 starting.destroy().await;
@@ -117,12 +124,31 @@ impl CloudHypervisor {
         }
     }
 
-    async fn bring_up(&mut self, client: &Client, config: &VmConfig) -> Result<(), VmmError> {
+    /// Takes over what runs. `None`: it has ended.
+    pub(crate) async fn adopt(
+        process: ProcessId,
+        folder: &Path,
+        sockets: &Path,
+    ) -> Result<Option<CloudHypervisor>, VmmError> {
+        let Some(helper) = Helper::adopt(ROLE, process, folder)? else { return Ok(None) };
+        let console = follow_console(&sockets.join(CONSOLE)).await?;
+        let life = follow_events(folder, Life::Running)?;
+        let client = Client::new(&folder.join(API));
+        Ok(Some(CloudHypervisor { helper, client, console: Some(console), life }))
+    }
+
+    async fn bring_up(&mut self, config: &VmConfig, console: &Path) -> Result<(), VmmError> {
         let result = tokio::select! {
-            result = boot(client, config) => result,
+            result = boot(&self.client, config, console) => result,
             _ = self.helper.ended() => return Err(self.failed().await),
         };
-        let Err(error) = result else { return Ok(()) };
+        let error = match result {
+            Ok(console) => {
+                self.console = Some(console);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
         // When one of its threads panics it still answers, with an error that says nothing, and
         // then ends: its own words say more.
         match tokio::time::timeout(LAST_WORDS_PATIENCE, self.helper.ended()).await {
@@ -131,12 +157,10 @@ impl CloudHypervisor {
         }
     }
 
-    /// Waits until events and console have told all they had, after the process ended.
+    /// Waits until events have told all they had, after the process ended.
     async fn last_words(&mut self) {
         let told = async { while self.life.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, told).await;
-        // The other pipes were closed at the same moment; their readers only have to get a turn.
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
     /// Why it ended, when the guest is not the reason.
@@ -146,8 +170,8 @@ impl CloudHypervisor {
     }
 }
 
-/// Tells an empty cloud-hypervisor what to be.
-async fn boot(client: &Client, config: &VmConfig) -> Result<(), VmmError> {
+/// Tells an empty cloud-hypervisor what to be. Gives the guest's console.
+async fn boot(client: &Client, config: &VmConfig, console: &Path) -> Result<Tail, VmmError> {
     let version = client.ping().await?.version;
     client.create(config).await?;
     let info = client.info().await?;
@@ -164,8 +188,10 @@ async fn boot(client: &Client, config: &VmConfig) -> Result<(), VmmError> {
             ),
         });
     }
+    // It listens since it was created, and serves once it is booted.
+    let console = follow_console(console).await?;
     client.boot().await?;
-    Ok(())
+    Ok(console)
 }
 
 impl From<ApiError> for VmmError {
@@ -231,12 +257,28 @@ impl Vmm for CloudHypervisor {
         VmmError::GuestEnded { how: how.to_owned(), console: self.console() }
     }
 
+    async fn pause(&mut self) -> Result<(), VmmError> {
+        Ok(self.client.pause().await?)
+    }
+
+    async fn resume(&mut self) -> Result<(), VmmError> {
+        Ok(self.client.resume().await?)
+    }
+
+    fn remains(&self) -> Remains {
+        Remains::CloudHypervisor { process: self.helper.id() }
+    }
+
+    fn release(self: Box<Self>) {
+        self.helper.release();
+    }
+
     async fn destroy(&mut self) {
         self.helper.kill().await;
     }
 
     fn console(&self) -> String {
-        self.console.text()
+        self.console.as_ref().map(Tail::text).unwrap_or_default()
     }
 }
 
@@ -257,21 +299,19 @@ fn inherit(namespace: &mut Bubblewrap, path: &Path) -> Result<String, VmmError> 
     Ok(descriptor_path(namespace.pass(OwnedFd::from(file))))
 }
 
-/// A pipe from the process to us: our end, and the number of the other.
-fn pipe_to(namespace: &mut Bubblewrap) -> Result<(pipe::Receiver, i32), VmmError> {
-    let failed = |source| VmmError::Open { path: PathBuf::from("a pipe"), source };
-    let (ours, other): (PipeReader, _) = io::pipe().map_err(failed)?;
-    let ours = pipe::Receiver::from_owned_fd(ours.into()).map_err(failed)?;
-    Ok((ours, namespace.pass(other.into())))
+fn follow_events(folder: &Path, before: Life) -> Result<watch::Receiver<Life>, VmmError> {
+    let path = folder.join(EVENTS);
+    let opened = open_fifo(&path).and_then(pipe::Receiver::from_owned_fd);
+    Ok(events::follow(opened.map_err(unopened(&path))?, before))
 }
 
-/// The path of a pipe that the process will open again, which its owner may.
-fn reopenable(fd: i32, identity: Identity) -> Result<String, VmmError> {
-    let path = descriptor_path(fd);
-    match identity.own(Path::new(&path)) {
-        Ok(()) => Ok(path),
-        Err(source) => Err(VmmError::Open { path: path.into(), source }),
-    }
+async fn follow_console(path: &Path) -> Result<Tail, VmmError> {
+    let connected = async { Tail::follow(socket::connect(path).await?.into_std()?.into()) };
+    connected.await.map_err(unopened(path))
+}
+
+fn unopened(path: &Path) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Open { path: path.to_owned(), source }
 }
 
 /// A descriptor that is open in the process, by name.

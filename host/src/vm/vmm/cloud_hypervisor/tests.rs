@@ -3,33 +3,58 @@
 
 use super::*;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::process::{HelperCommand, Pids};
+use crate::sys::process::{HelperCommand, Pids, Reports, Station};
+use std::ops::{Deref, DerefMut};
+
+/// With its folder.
+struct Acting(CloudHypervisor, tempfile::TempDir);
+
+impl Deref for Acting {
+    type Target = CloudHypervisor;
+
+    fn deref(&self) -> &CloudHypervisor {
+        &self.0
+    }
+}
+
+impl DerefMut for Acting {
+    fn deref_mut(&mut self) -> &mut CloudHypervisor {
+        &mut self.0
+    }
+}
 
 /// Runs `script`, in which `event` writes one and `$console` is a file.
-fn acting(script: &str) -> CloudHypervisor {
-    let (events, events_end) = io::pipe().unwrap();
-    let (console, console_end) = io::pipe().unwrap();
-    let path = |end: &io::PipeWriter| descriptor_path(std::os::fd::AsRawFd::as_raw_fd(end));
+fn acting(script: &str) -> Acting {
+    let dir = tempfile::tempdir().unwrap();
+    let console = dir.path().join("console");
+    let fds = vec![make_fifo(&dir.path().join(EVENTS)).unwrap(), make_fifo(&console).unwrap()];
+    let path = |end: &OwnedFd| descriptor_path(std::os::fd::AsRawFd::as_raw_fd(end));
     let prelude = format!(
         "event() {{ echo \"{{\\\"source\\\": \\\"vm\\\", \\\"event\\\": \\\"$1\\\"}}\" > {}; }}; console={}; ",
-        path(&events_end),
-        path(&console_end)
+        path(&fds[0]),
+        path(&fds[1])
     );
+    let life = follow_events(dir.path(), Life::Before).unwrap();
+    let console = Tail::follow(open_fifo(&console).unwrap()).unwrap();
+    // As bubblewrap says it.
+    let status = dir.path().join("vmm.status");
+    let prelude =
+        format!("trap 'echo \"{{ \\\"exit-code\\\": $? }}\" > {}' EXIT; {prelude}", status.display());
     let helper = HelperCommand {
-        name: NAME,
+        role: ROLE,
         program: "/bin/sh".into(),
         args: vec!["-c".into(), (prelude + script).into()],
         identity: Identity::Caller,
-        fds: vec![events_end.into(), console_end.into()],
+        fds,
         staged: Vec::new(),
         folder: "/".into(),
         pids: Pids::best(),
+        reports: Reports::Nothing,
     };
-    let helper = helper.start(&Cgroup::none()).unwrap();
-    let tail = Tail::default();
-    tail.follow(pipe::Receiver::from_owned_fd(console.into()).unwrap());
-    let life = events::follow(pipe::Receiver::from_owned_fd(events.into()).unwrap());
-    CloudHypervisor { helper, console: tail, life }
+    let station = Station { cgroup: &Cgroup::none(), folder: dir.path(), record: &|_, _| Ok(()) };
+    let helper = helper.start(station).unwrap();
+    let client = Client::new(Path::new("/nowhere"));
+    Acting(CloudHypervisor { helper, client, console: Some(console), life }, dir)
 }
 
 async fn end_of(script: &str) -> VmmError {

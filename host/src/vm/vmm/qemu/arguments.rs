@@ -19,8 +19,9 @@ pub(super) struct Arguments<'a> {
     /// Paths of kernel and initrd as QEMU sees them.
     pub(super) kernel: String,
     pub(super) initrd: String,
-    /// The descriptor of the monitor's socket.
+    /// The descriptors of the listening sockets of the monitor and of the console.
     pub(super) monitor: i32,
+    pub(super) console: i32,
 }
 
 impl Arguments<'_> {
@@ -58,10 +59,14 @@ impl Arguments<'_> {
         add("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
         debug_assert_eq!(GUEST_CID, 3, "vhost-device-vsock was told the same number");
 
-        add("-chardev", format!("socket,id=monitor,fd={}", self.monitor));
+        // Whoever comes later finds them as whoever was first.
+        let listening = |id, fd| format!("socket,id={id},fd={fd},server=on,wait=off");
+        add("-chardev", listening("monitor", self.monitor));
         add("-mon", "chardev=monitor,mode=control".to_owned());
-        // The console goes to stdout, of which the last part is kept.
-        add("-serial", "stdio".to_owned());
+        // A socket that nobody is connected to takes everything. A pipe that nobody reads would hold the
+        // guest up as soon as it is full.
+        add("-chardev", listening("console", self.console));
+        add("-serial", "chardev:console".to_owned());
         add("-display", "none".to_owned());
         // QEMU's own system call filter, on top of the namespace it runs in.
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
@@ -105,6 +110,7 @@ mod tests {
             kernel: "/proc/self/fd/7".to_owned(),
             initrd: "/proc/self/fd/8".to_owned(),
             monitor: 9,
+            console: 10,
         };
         arguments
             .render()

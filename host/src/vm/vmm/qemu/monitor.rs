@@ -1,40 +1,40 @@
 //! QEMU's monitor, QMP, through the `qapi` crate, whose types are generated from QEMU's schema.
 
 use super::super::{Accelerator, VmmError};
+use crate::sys::socket;
 use futures::StreamExt as _;
 use qapi::futures::{QapiService, QmpStreamTokio};
-use qapi::qmp;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as BlockingStream;
+use qapi::qmp::{self, QmpCommand};
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-/// How much QEMU may say in the life of a sandbox, in bytes. It says little; a QEMU that the guest
+/// How much QEMU may say on a connection, in bytes. It says little; a QEMU that the guest
 /// has taken over could say anything.
 const MOST: u64 = 1 << 20;
 
 /// How long an answer may take. QEMU starts slowly on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Our end of the monitor.
-#[derive(Debug)]
+/// A connection to the monitor. QEMU serves one at a time, so dropping it closes it.
 pub(super) struct Monitor {
-    stream: Option<UnixStream>,
-    service: Option<Service>,
+    service: QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>,
     reason: watch::Receiver<Option<String>>,
-    tell: watch::Sender<Option<String>>,
+    reader: AbortHandle,
 }
 
-struct Service(
-    #[expect(dead_code, reason = "dropping it closes the monitor")]
-    QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>,
-);
-
-impl std::fmt::Debug for Service {
+impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Service")
+        f.debug_struct("Monitor").field("reason", &self.reason).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.reader.abort();
     }
 }
 
@@ -43,40 +43,49 @@ fn silent(source: std::io::Error) -> VmmError {
 }
 
 impl Monitor {
-    /// Both ends of a new monitor: ours, and the one QEMU inherits.
-    pub(super) fn pair() -> Result<(Monitor, OwnedFd), VmmError> {
-        let (ours, qemus) = BlockingStream::pair().map_err(silent)?;
-        ours.set_nonblocking(true).map_err(silent)?;
-        let stream = UnixStream::from_std(ours).map_err(silent)?;
-        let (tell, reason) = watch::channel(None);
-        Ok((Monitor { stream: Some(stream), service: None, reason, tell }, qemus.into()))
-    }
-
-    /// Starts the conversation and asks what runs the guest. Once.
-    pub(super) async fn negotiate(&mut self) -> Result<Accelerator, VmmError> {
-        let no_answer = || VmmError::Silent { vmm: "qemu", request: "query-kvm", source: None };
-        let Some(stream) = self.stream.take() else { return Err(no_answer()) };
-        let (read, write) = tokio::io::split(stream);
+    /// Starts a conversation and asks what runs the guest. QEMU need not be up.
+    pub(super) async fn open(socket: &Path) -> Result<(Monitor, Accelerator), VmmError> {
         let asking = async {
+            let (read, write) = tokio::io::split(socket::connect(socket).await.map_err(silent)?);
             let negotiation = QmpStreamTokio::open_split(read.take(MOST), write).await.map_err(silent)?;
             let (service, mut events) = negotiation.negotiate().await.map_err(silent)?.into_parts();
-            let tell = self.tell.clone();
-            tokio::spawn(async move {
+            let (tell, reason) = watch::channel(None);
+            let reading = tokio::spawn(async move {
                 while let Some(Ok(event)) = events.next().await {
                     if let qmp::Event::SHUTDOWN { data, .. } = event {
                         tell.send_replace(Some(format!("{:?}", data.reason).replace('_', "-")));
                     }
                 }
             });
-            let kvm = service.execute(qmp::query_kvm {}).await.map_err(|error| VmmError::Refused {
-                vmm: "qemu",
-                request: "query-kvm",
-                reason: error.to_string(),
-            })?;
-            self.service = Some(Service(service));
-            Ok(if kvm.enabled { Accelerator::Kvm } else { Accelerator::Software })
+            let monitor = Monitor { service, reason, reader: reading.abort_handle() };
+            let kvm = monitor.execute("query-kvm", qmp::query_kvm {}).await?;
+            Ok((monitor, if kvm.enabled { Accelerator::Kvm } else { Accelerator::Software }))
         };
-        tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_elapsed| Err(no_answer()))
+        let late = |_elapsed| VmmError::Silent { vmm: "qemu", request: "qmp_capabilities", source: None };
+        tokio::time::timeout(PATIENCE, asking).await.map_err(late)?
+    }
+
+    /// Stops the guest's processors.
+    pub(super) async fn stop(&self) -> Result<(), VmmError> {
+        self.execute("stop", qmp::stop {}).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub(super) async fn go_on(&self) -> Result<(), VmmError> {
+        self.execute("cont", qmp::cont {}).await.map(drop)
+    }
+
+    async fn execute<C: QmpCommand + 'static>(
+        &self,
+        request: &'static str,
+        command: C,
+    ) -> Result<C::Ok, VmmError> {
+        let refused =
+            |error: qapi::ExecuteError| VmmError::Refused { vmm: "qemu", request, reason: error.to_string() };
+        match tokio::time::timeout(PATIENCE, self.service.execute(command)).await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_elapsed) => Err(VmmError::Silent { vmm: "qemu", request, source: None }),
+        }
     }
 
     /// Why the guest shut down, in QEMU's words, once QEMU has ended.

@@ -155,7 +155,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let last = runtime.block_on(async {
             let (reader, mut writer) = tokio::io::duplex(64);
-            let mut life = follow(reader);
+            let mut life = follow(reader, Life::default());
             for pair in cuts.windows(2) {
                 writer.write_all(&BOOT_AND_POWER_OFF.as_bytes()[pair[0]..pair[1]]).await.unwrap();
                 tokio::task::yield_now().await;
