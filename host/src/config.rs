@@ -5,14 +5,24 @@
 //! | variable | what it sets | default |
 //! |---|---|---|
 //! | `FIRN_RUNTIME_DIR` | sockets and records of running sandboxes | `/run/firn`, `$XDG_RUNTIME_DIR/firn`, `/tmp/firn-UID` |
+//! | `FIRN_STATE_DIR` | what outlives a daemon: records, logs of commands, its own log | `/var/lib/firn`, `$XDG_STATE_HOME/firn`, `~/.local/state/firn` |
+//! | `FIRN_HOST` | `unix:///PATH`, the daemon's socket: one that is named is not started | `firn.sock` among the sockets |
+//! | `FIRN_NO_AUTOSTART` | set to 1: start no daemon | |
+//! | `FIRN_CONFIG` | the configuration file of the daemon | `/etc/firn/config.toml`, `$XDG_CONFIG_HOME/firn/config.toml`, `~/.config/firn/config.toml` |
+//! | `FIRN_LOG` | what the daemon logs, as `info` or `firn::sandbox=debug` | `info` |
 //! | `FIRN_CACHE_DIR` | kernels and guest images | `/var/cache/firn`, `$XDG_CACHE_HOME/firn`, `~/.cache/firn` |
 //! | `FIRN_AGENT` | the agent put into guests | `firn-agent` beside `firn`, or on `PATH` |
 //! | `FIRN_BWRAP`, `FIRN_VIRTIOFSD`, `FIRN_QEMU`, `FIRN_VHOST_DEVICE_VSOCK`, `FIRN_CLOUD_HYPERVISOR` | that program | looked up on `PATH` and where distributions keep it |
 
+mod file;
+
+use crate::sandbox::Size;
+use file::{FileError, Settings};
 use nix::unistd::Uid;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where distributions keep programs that are not meant for people's `PATH`.
 const LIBEXEC: &[&str] = &[
@@ -36,7 +46,60 @@ pub(crate) struct Config {
     pub(crate) search: Vec<PathBuf>,
     /// The caller's terminal type, for commands on a terminal.
     pub(crate) term: OsString,
+    /// What outlives a daemon: records, logs of commands, its own log.
+    pub(crate) state_dir: PathBuf,
+    /// The daemon's socket.
+    pub(crate) socket: PathBuf,
+    /// Whether a daemon may be started when none listens there.
+    pub(crate) autostart: Autostart,
+    /// How many vms, and how many jails, come up before they are asked for.
+    pub(crate) pool_vm: usize,
+    /// See [`Config::pool_vm`].
+    pub(crate) pool_jail: usize,
+    /// The memory of these vms, when it is not the usual.
+    pub(crate) pool_memory: Option<Size>,
+    /// How many sandboxes there may be that are not over.
+    pub(crate) max_sandboxes: usize,
+    /// How long a daemon that a command has started stays with nothing to do. None: for ever.
+    pub(crate) idle_exit: Option<Duration>,
     programs: Vec<(Program, PathBuf)>,
+}
+
+/// What the daemon is told by whoever started it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Supervision {
+    /// Where systemd wants to be told that it is ready (`sd_notify`(3)).
+    pub(crate) notify: Option<OsString>,
+    /// How many sockets it was given (`sd_listen_fds`(3)).
+    pub(crate) sockets: usize,
+    /// What it is to log.
+    pub(crate) log: Option<String>,
+    /// Where a test has it killed, see [`crate::sandbox::failpoint`].
+    pub(crate) failpoint: Option<String>,
+}
+
+impl Supervision {
+    /// Reads the environment.
+    pub(crate) fn read() -> Supervision {
+        let number = |name| variable(name)?.to_str()?.parse::<usize>().ok();
+        // They are for the process with this number and for none that has inherited the variables.
+        let ours = number("LISTEN_PID") == usize::try_from(std::process::id()).ok();
+        Supervision {
+            notify: variable("NOTIFY_SOCKET"),
+            sockets: number("LISTEN_FDS").filter(|_| ours).unwrap_or(0),
+            log: variable("FIRN_LOG").and_then(|filter| filter.into_string().ok()),
+            failpoint: variable("FIRN_FAILPOINT").and_then(|point| point.into_string().ok()),
+        }
+    }
+}
+
+/// Whether a command starts the daemon that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Autostart {
+    /// It does.
+    Allowed,
+    /// Somebody else is to start it, or has said where it is.
+    Forbidden,
 }
 
 /// A program a sandbox needs.
@@ -112,6 +175,15 @@ pub(crate) enum ConfigError {
         /// Its value.
         path: PathBuf,
     },
+    /// Not the address of a socket.
+    #[error("FIRN_HOST must be unix:///PATH, not {0:?}")]
+    Host(OsString),
+    /// The configuration file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The configuration file that was named is not there.
+    #[error("FIRN_CONFIG names {}, which is not there", .0.display())]
+    NoFile(PathBuf),
     /// Nothing says where the caller's files are.
     #[error("neither HOME nor {0} is set")]
     Homeless(&'static str),
@@ -126,6 +198,26 @@ fn folder(name: &'static str) -> Result<Option<PathBuf>, ConfigError> {
     match variable(name).map(PathBuf::from) {
         Some(path) if path.is_relative() => Err(ConfigError::Relative { variable: name, path }),
         path => Ok(path),
+    }
+}
+
+/// Where the configuration file is, when nobody says.
+fn usual_file() -> Result<Option<PathBuf>, ConfigError> {
+    if Uid::effective().is_root() {
+        return Ok(Some("/etc/firn/config.toml".into()));
+    }
+    let folder = match folder("XDG_CONFIG_HOME")? {
+        Some(dir) => Some(dir),
+        None => folder("HOME")?.map(|home| home.join(".config")),
+    };
+    Ok(folder.map(|dir| dir.join("firn/config.toml")))
+}
+
+/// The path in `unix:///PATH`.
+fn socket(address: OsString) -> Result<PathBuf, ConfigError> {
+    match address.as_bytes().strip_prefix(b"unix://") {
+        Some(path) if path.starts_with(b"/") => Ok(PathBuf::from(OsStr::from_bytes(path))),
+        _ => Err(ConfigError::Host(address)),
     }
 }
 
@@ -151,6 +243,19 @@ impl Config {
                 (None, None) => return Err(ConfigError::Homeless("FIRN_CACHE_DIR")),
             },
         };
+        let state_dir = match folder("FIRN_STATE_DIR")? {
+            Some(dir) => dir,
+            None if root => "/var/lib/firn".into(),
+            None => match (folder("XDG_STATE_HOME")?, &home) {
+                (Some(dir), _) => dir.join("firn"),
+                (None, Some(home)) => home.join(".local/state/firn"),
+                (None, None) => return Err(ConfigError::Homeless("FIRN_STATE_DIR")),
+            },
+        };
+        let named = variable("FIRN_HOST").map(socket).transpose()?;
+        let forbidden = named.is_some() || variable("FIRN_NO_AUTOSTART").is_some_and(|value| value != "0");
+        let autostart = if forbidden { Autostart::Forbidden } else { Autostart::Allowed };
+        let socket = named.unwrap_or_else(|| runtime_dir.join("firn.sock"));
         let mut search: Vec<PathBuf> = variable("PATH")
             .map(|path| std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect())
             .unwrap_or_default();
@@ -161,7 +266,36 @@ impl Config {
             .filter_map(|program| variable(program.variable()).map(|path| (program, path.into())))
             .collect();
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
-        Ok(Config { runtime_dir, cache_dir, search, term, programs })
+        let Settings { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit } = Settings::default();
+        Ok(Config {
+            runtime_dir,
+            cache_dir,
+            search,
+            term,
+            state_dir,
+            socket,
+            autostart,
+            pool_vm,
+            pool_jail,
+            pool_memory,
+            max_sandboxes,
+            idle_exit,
+            programs,
+        })
+    }
+
+    /// Reads the environment and the configuration file: what the daemon needs, and only it.
+    pub(crate) fn of_daemon() -> Result<Config, ConfigError> {
+        let config = Config::read()?;
+        let settings = match folder("FIRN_CONFIG")? {
+            Some(named) => Settings::read(&named)?.ok_or(ConfigError::NoFile(named))?,
+            None => match usual_file()? {
+                Some(path) => Settings::read(&path)?.unwrap_or_default(),
+                None => Settings::default(),
+            },
+        };
+        let Settings { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit } = settings;
+        Ok(Config { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit, ..config })
     }
 
     /// The folders programs are looked for in, those of programs that were named by variables
@@ -175,7 +309,7 @@ impl Config {
     }
 
     /// The caller's own value of a variable, to be passed on by name.
-    pub(crate) fn callers(name: &std::ffi::OsStr) -> Option<OsString> {
+    pub(crate) fn callers(name: &OsStr) -> Option<OsString> {
         #[expect(clippy::disallowed_methods, reason = "the one place where the environment is read")]
         std::env::var_os(name)
     }

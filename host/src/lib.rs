@@ -5,6 +5,7 @@ mod api;
 mod causes;
 pub mod cli;
 mod config;
+mod daemon;
 mod env;
 mod guest;
 mod jail;

@@ -7,4 +7,16 @@
 //!
 //! A command's streams are the protocol's own frames on an upgraded connection: see [`types::Notice`].
 
+pub(crate) mod client;
+mod metrics;
+pub(crate) mod operations;
+pub(crate) mod phase;
+pub(crate) mod refusal;
+mod relay;
+mod request;
+mod routes;
+pub(crate) mod server;
+pub(crate) mod service;
+pub(crate) mod start;
+pub(crate) mod stream;
 pub(crate) mod types;

@@ -389,6 +389,23 @@ pub(crate) struct DaemonInfo {
     pub(crate) draining: bool,
 }
 
+/// What `POST /v1/sandboxes/{id}/stop` may be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct StopRequest {
+    /// How long its orderly end may take. Absent: ten seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grace_ms: Option<u64>,
+}
+
+/// What `POST /v1/daemon/stop` may be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DaemonStopRequest {
+    /// Do not wait for the requests under way.
+    pub(crate) force: bool,
+}
+
 /// What was removed by `POST /v1/prune`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -441,8 +458,8 @@ pub(crate) enum RefusalKind {
 /// a frame of kind `Event` with id 0. The command's own frames have id 1.
 ///
 /// ```text
-///   run     Progress… Sandbox  (frames of the command)  Ended | Failed
-///   exec                       (frames of the command)  Ended | Failed
+///   run     Progress… Sandbox  (frames of the command)  Ended | Detached | Failed
+///   exec                       (frames of the command)  Ended | Detached | Failed
 ///   create  Progress… Sandbox | Failed                  one JSON object a line
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -466,6 +483,11 @@ pub(crate) enum Notice {
         timed_out: bool,
         /// What was asked for and what was given.
         protection: Option<Box<Protection>>,
+    },
+    /// The command runs and goes on without this connection. The last.
+    Detached {
+        /// Its number, for `attach` and `logs`.
+        command: u64,
     },
     /// The sandbox is not there any more, or never was. The last.
     Failed {

@@ -11,18 +11,19 @@
 //! | 2 | the command line is wrong |
 
 use super::image::ImageCommandError;
-use crate::config::{Config, ConfigError, Program};
-use crate::guest::GuestError;
-use crate::jail::JailError;
-use crate::sandbox::launch::{Ended, LaunchError};
+use crate::api::client::ClientError;
+use crate::api::refusal::config_hint;
+use crate::api::stream::StreamError;
+use crate::api::types::{Refusal, RefusalKind};
+use crate::config::ConfigError;
+use crate::daemon::DaemonError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::store::StoreError;
-use crate::sys::process::ProcessError;
+use crate::sandbox::place::PlaceError;
 use crate::view::ShareError;
-use crate::vm::vmm::backend::ChooseError;
-use std::borrow::Cow;
 use std::io;
 
+/// A daemon that did not come up: it is no command of a sandbox that its code could be taken for.
+const ERROR: u8 = 1;
 /// The command line is wrong.
 pub(super) const USAGE: u8 = 2;
 /// `--timeout` ran out.
@@ -48,15 +49,21 @@ pub(super) enum Failed {
     /// What was asked for makes no sense.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The sandbox did not come up.
-    #[error("cannot start the sandbox")]
-    Launch(#[from] LaunchError),
-    /// It did not stay up.
-    #[error("the sandbox failed")]
-    Sandbox(#[from] Ended),
-    /// The records cannot be read.
+    /// The runtime folder cannot be used.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Place(#[from] PlaceError),
+    /// The daemon did not do it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The stream of a command failed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The daemon did not come up.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// Nothing to run.
+    #[error("no command specified (use -- <command>)")]
+    NoCommand,
     /// Images cannot be listed or built.
     #[error(transparent)]
     Image(#[from] ImageCommandError),
@@ -74,76 +81,27 @@ pub(super) enum Failed {
     Signal(i32),
 }
 
-impl From<GuestError> for Failed {
-    fn from(error: GuestError) -> Failed {
-        Failed::Sandbox(error.into())
-    }
-}
-
 impl Failed {
     /// The exit code.
     pub(super) fn code(&self) -> u8 {
         match self {
             Failed::Signal(signal) => signalled(*signal),
-            Failed::Spec(_) => USAGE,
+            Failed::Spec(_) | Failed::NoCommand => USAGE,
+            Failed::Daemon(_) => ERROR,
+            Failed::Client(ClientError::Refused(Refusal { kind: RefusalKind::Invalid, .. })) => USAGE,
             _ => FAILED,
         }
     }
 
     /// What to do about it, when there is something to do.
-    pub(super) fn hint(&self) -> Option<Cow<'static, str>> {
-        if let Failed::Launch(LaunchError::Ended(Ended::Jail(JailError::Process(ProcessError::Ended {
-            output,
-            ..
-        })))) = self
-            && let Some(advice) = advice(output)
-        {
-            return Some(advice.into());
-        }
-        self.usual_hint().map(Cow::Borrowed)
-    }
-
-    fn usual_hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<&str> {
         match self {
-            Failed::Config(error)
-            | Failed::Launch(LaunchError::Config(error) | LaunchError::Choose(ChooseError::Program(error))) => {
-                config_hint(error)
-            }
-            Failed::Launch(LaunchError::Choose(ChooseError::NeedsKvm(_))) => {
-                Some("without --vmm, firn emulates the guest in software: slower, and weaker isolation")
-            }
-            Failed::Launch(LaunchError::Unenforceable) => {
-                Some("`firn doctor` shows what this host lacks for it; --allow-degraded does without")
-            }
-            Failed::Launch(LaunchError::Ended(Ended::Vm(_) | Ended::Jail(_) | Ended::Guest(_))) => {
-                Some("`firn doctor` shows what this host lacks")
-            }
+            Failed::Config(error) => config_hint(error),
+            Failed::Client(error) => error.hint(),
             Failed::Spec(SpecError::Share(ShareError::Syntax(_))) => {
                 Some("for example: --mount ~/data:/data:ro")
             }
             _ => None,
         }
     }
-}
-
-/// What a jail needs that bubblewrap says it does not get.
-fn advice(said: &str) -> Option<String> {
-    let bwrap = Config::read().ok()?.program(Program::Bwrap).ok()?;
-    crate::preflight::advice(said, &bwrap)
-}
-
-fn config_hint(error: &ConfigError) -> Option<&'static str> {
-    let ConfigError::Missing(program) = error else { return None };
-    Some(match program {
-        Program::Bwrap => "on Debian and Ubuntu: sudo apt-get install bubblewrap",
-        Program::Virtiofsd => {
-            "cargo install --locked virtiofsd (needs libcap-ng-dev and libseccomp-dev), or set FIRN_VIRTIOFSD"
-        }
-        Program::Qemu => "on Debian and Ubuntu: sudo apt-get install qemu-system-x86",
-        Program::VhostDeviceVsock => {
-            "cargo install --locked vhost-device-vsock, or set FIRN_VHOST_DEVICE_VSOCK"
-        }
-        Program::CloudHypervisor => "see https://www.cloudhypervisor.org, or leave --vmm out",
-        Program::Agent => "it is built by `make build`, beside firn; or set FIRN_AGENT",
-    })
 }

@@ -149,18 +149,6 @@ pub(crate) fn run(
     }
 }
 
-/// One line about a step, for people.
-pub(crate) fn describe(step: &Step) -> String {
-    match step {
-        Step::Waiting => "waiting for another firn that builds an image".to_owned(),
-        Step::Skipped { reason } => format!("not used: {reason}"),
-        Step::Downloading { package, version } => format!("downloading {package} {version}"),
-        Step::Unpacking { package } => format!("unpacking {package}"),
-        Step::Extracting { kernel } => format!("reading the kernel {}", kernel.display()),
-        Step::Writing { id } => format!("writing the image {id}"),
-    }
-}
-
 fn list_json(listed: &[Listed], out: &mut dyn Write) -> Result<(), ImageCommandError> {
     let shown: Vec<ListedJson<'_>> = listed
         .iter()

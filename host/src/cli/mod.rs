@@ -1,11 +1,16 @@
 //! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
+mod attach;
+mod daemon;
+mod exec;
 mod exit;
 mod image;
 mod output;
 mod run;
 
-use crate::config::{Config, Program};
+use crate::api::client::Client;
+use crate::api::phase::describe_step;
+use crate::config::{Autostart, Config, Program};
 use crate::vm::image::Images;
 use clap::{Parser, Subcommand};
 use doctor::Marks;
@@ -26,9 +31,14 @@ use std::process::ExitCode;
         firn run -i jail -- python3 -c 'print(1)' the same in a jail: milliseconds\n  \
         firn run -w . -- make test                with this folder at /workspace\n  \
         firn run -t -- bash                       a shell to look around in\n  \
+        firn daemon status                        what runs sandboxes in the background\n  \
         firn doctor                               what this host can do, and what is missing"
 )]
 struct Cli {
+    /// Start no daemon when none is there. So does FIRN_NO_AUTOSTART=1.
+    #[arg(long, global = true)]
+    no_autostart: bool,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -36,6 +46,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Run>),
+    Exec(Box<exec::Exec>),
+    Enter(exec::Enter),
+    Attach(attach::Attach),
+    Daemon(daemon::Daemon),
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Completions(Completions),
@@ -65,7 +79,7 @@ pub fn main() -> ExitCode {
         }
     };
     let mut output = Output::standard();
-    match dispatch(cli.command, &mut output) {
+    match dispatch(cli, &mut output) {
         Ok(code) => ExitCode::from(code),
         Err(failed) => {
             output.failure(&failed);
@@ -74,18 +88,41 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, output: &mut Output) -> Result<u8, Failed> {
+/// Does what takes a daemon: `work` is given the way to it.
+fn ask<T>(config: Config, work: impl AsyncFnOnce(&Client) -> Result<T, Failed>) -> Result<T, Failed> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::Runtime)?;
+    let client = Client::new(config);
+    let done = runtime.block_on(work(&client));
+    // A read of stdin may be under way in a thread, and nobody will end it.
+    runtime.shutdown_background();
+    done
+}
+
+/// The configuration of a verb that asks a daemon.
+fn configure(no_autostart: bool) -> Result<Config, Failed> {
+    let mut config = Config::read()?;
+    if no_autostart {
+        config.autostart = Autostart::Forbidden;
+    }
+    Ok(config)
+}
+
+fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u8, Failed> {
     match command {
-        Command::Run(run) => run.run(output),
+        Command::Run(run) => run.run(configure(no_autostart)?, output),
+        Command::Exec(exec) => exec.run(configure(no_autostart)?, output),
+        Command::Enter(enter) => enter.run(configure(no_autostart)?, output),
+        Command::Attach(attach) => attach.run(configure(no_autostart)?, output),
+        Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
         Command::Image(args) => {
             let config = Config::read()?;
             let images = Images::new(&config.cache_dir);
             let mut out = Vec::new();
             // Only `build` needs one, and says so when it has none.
             let agent = config.program(Program::Agent).unwrap_or_else(|_missing| "firn-agent".into());
-            let done = image::run(&args, &images, &agent, &mut out, &mut |step| {
-                output.doing(&image::describe(&step))
-            });
+            let done =
+                image::run(&args, &images, &agent, &mut out, &mut |step| output.doing(&describe_step(&step)));
             output.clear();
             output.stdout(&out)?;
             done?;

@@ -1,27 +1,36 @@
 //! `firn run`: a command in a sandbox of its own.
 
-mod events;
-mod session;
+pub(super) mod events;
+pub(super) mod keys;
+pub(super) mod session;
 mod signals;
 mod stdio;
 
+use super::ask;
 use super::exit::Failed;
 use super::output::Output;
+use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
 use crate::causes::in_full;
 use crate::config::Config;
-use crate::env::{Environment, PROJECT};
-use crate::sandbox::spec::{Degraded, Grade, SpecError, VmmKind};
-use crate::sandbox::{Size, Spec};
+use crate::env::{Environment, EnvironmentError};
+use crate::sandbox::Size;
+use crate::sandbox::protection::milliseconds;
+use crate::sandbox::spec::{Grade, SpecError, VmmKind};
 use crate::sys::limits::Cpus;
-use crate::view::{Share, WORKSPACE};
+use crate::sys::terminal;
+use crate::view::{ShareError, parse_mount, parse_workspace};
 use events::{Events, Outcome};
-use firn_protocol::{Access, Text, Variable};
+use firn_protocol::{Stdin, TerminalSize, Text, Variable};
+use keys::Keys;
+use session::Terms;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
 use std::time::Duration;
+use stdio::stdin_is_null;
 
-/// The memory of a sandbox that nobody gave a size.
-const USUAL_MEMORY: Size = Size(1 << 30);
+/// The environment of the host's own programs.
+const HOST: &str = "host";
 
 /// Run a command in a fresh sandbox and throw the sandbox away.
 ///
@@ -37,6 +46,7 @@ const USUAL_MEMORY: Size = Size(1 << 30);
     firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
     firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
     firn run -t -- bash                             a shell on a terminal\n  \
+    firn run --detach -- make test                  goes on by itself: `firn logs -f ID`, `firn attach ID`\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
     firn run --json -- make | jq .payload           events, one JSON object a line")]
 pub(super) struct Run {
@@ -47,8 +57,8 @@ pub(super) struct Run {
 
     /// The programs of the sandbox: `host`, those of this host, or a folder with metadata.json and
     /// bin/run, which runs the code on stdin.
-    #[arg(long = "env", value_name = "ENV", default_value = "host")]
-    environment: String,
+    #[arg(long = "env", value_name = "ENV", default_value = HOST)]
+    environment: OsString,
 
     /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
     /// emulated one].
@@ -102,6 +112,14 @@ pub(super) struct Run {
     #[arg(short, long)]
     tty: bool,
 
+    /// What to call the sandbox, for other commands of firn's.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Print the sandbox's id and leave: the sandbox ends with its command, and its log is kept.
+    #[arg(short, long, conflicts_with = "json")]
+    detach: bool,
+
     /// Make do with less where this host cannot give what is asked for: a jail where it can have no
     /// vm, a limit that nothing enforces. The result says what was given.
     #[arg(long)]
@@ -125,7 +143,7 @@ pub(super) struct Run {
 }
 
 /// `30s`, `1h30m`, or seconds.
-fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+pub(super) fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     let parsed = match text.parse::<u32>() {
         Ok(seconds) => Duration::from_secs(u64::from(seconds)),
         Err(_not_a_number) => humantime::parse_duration(text)?,
@@ -135,102 +153,151 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
 }
 
 impl Run {
-    pub(super) fn run(&self, output: &mut Output) -> Result<u8, Failed> {
-        let config = Config::read()?;
-        let spec = self.spec()?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::Runtime)?;
+    pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
         let mut events = self.json.then(Events::default);
-        let result = runtime.block_on(session::run(self, &config, &spec, output, &mut events));
+        let result = self.conduct(config, output, &mut events);
         if let (Some(events), Err(failed)) = (&mut events, &result) {
             output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
         }
-        // A read of stdin may be under way in a thread, and nobody will end it.
-        runtime.shutdown_background();
         result
     }
 
-    fn spec(&self) -> Result<Spec, SpecError> {
-        let environment = Environment::find(std::ffi::OsStr::new(&self.environment))?;
-        let memory = self.memory.unwrap_or(match &environment {
-            Environment::Host => USUAL_MEMORY,
-            Environment::Artifact(artifact) => Size(artifact.memory),
-        });
-        let mut shares = Vec::new();
-        if let Some(workspace) = &self.workspace {
-            let target = match &environment {
-                Environment::Host => WORKSPACE,
-                Environment::Artifact(_) => PROJECT,
-            };
-            let (path, access) = crate::view::parse_workspace(workspace);
-            shares.push(Share::workspace(path, access, target)?);
-        }
-        for mount in &self.mounts {
-            let (host, target, access) = crate::view::parse_mount(mount)?;
-            shares.push(Share::mount(host, target, access)?);
-        }
-        let usual_timeout = match &environment {
-            Environment::Host => None,
-            Environment::Artifact(artifact) => Some(artifact.timeout),
-        };
-        let spec = Spec {
-            grade: self.isolation,
-            degraded: if self.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
-            environment,
-            cpus: self.cpus,
-            memory,
-            disk: self.disk.unwrap_or(Size(memory.0 / 2)),
-            processes: self.pids,
-            timeout: self.timeout.or(usual_timeout),
+    fn conduct(
+        &self,
+        config: Config,
+        output: &mut Output,
+        events: &mut Option<Events>,
+    ) -> Result<u8, Failed> {
+        let request = RunRequest { sandbox: self.sandbox()?, command: self.command(&config) };
+        self.check_environment(&request)?;
+        let terms = Terms {
+            name: self.command.first().map(OsString::as_os_str),
+            tty: self.tty,
+            own_sandbox: true,
+            keys: Keys::Ignored,
+            timeout: self.timeout,
             output: self.max_output,
-            shares,
-            user: self.user.clone(),
-            vmm: self.vmm,
+            verbose: self.verbose,
         };
-        self.check_environment(&spec)?;
-        spec.check()
+        let concluded =
+            ask(config, async |client| session::conduct(client.run(&request), &terms, output, events).await)?;
+        if let (Some(sandbox), Some(_)) = (&concluded.sandbox, concluded.detached) {
+            output.stdout(format!("{}\n", sandbox.session_id).as_bytes())?;
+        }
+        Ok(concluded.code)
+    }
+
+    fn sandbox(&self) -> Result<CreateRequest, SpecError> {
+        let workspace = match &self.workspace {
+            None => None,
+            Some(text) => {
+                let (path, access) = parse_workspace(text);
+                Some(Workspace { host: absolute(path)?, access })
+            }
+        };
+        let mount = |text: &String| {
+            let (host, target, access) = parse_mount(text)?;
+            Ok(MountRequest { host: absolute(host)?, target: target.as_os_str().into(), access })
+        };
+        let environment = match self.environment.as_os_str() {
+            host if host == HOST => None,
+            // Told here, as it was typed: the daemon is elsewhere.
+            name if !Path::new(name).is_dir() => {
+                return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()).into());
+            }
+            folder => Some(absolute(Path::new(folder))?),
+        };
+        Ok(CreateRequest {
+            name: self.name.clone(),
+            isolation: Some(self.isolation.into()),
+            allow_degraded: self.allow_degraded,
+            environment,
+            cpus: self.cpus.map(|cpus| cpus.to_string()),
+            memory_bytes: self.memory.map(|memory| memory.0),
+            disk_bytes: self.disk.map(|disk| disk.0),
+            processes: Some(self.pids),
+            workspace,
+            mounts: self.mounts.iter().map(mount).collect::<Result<_, ShareError>>()?,
+            user: self.user.clone(),
+            vmm: self.vmm.map(|vmm| match vmm {
+                VmmKind::CloudHypervisor => Vmm::CloudHypervisor,
+                VmmKind::Qemu => Vmm::Qemu,
+            }),
+            ..CreateRequest::default()
+        })
+    }
+
+    fn command(&self, config: &Config) -> ExecRequest {
+        ExecRequest {
+            argv: self.command.iter().cloned().map(Text::from).collect(),
+            cwd: self.cwd.clone().map(Text::from),
+            env: variables(&self.variables, self.tty, config),
+            user: None,
+            terminal: self.tty.then(terminal_size),
+            stdin: stdin(self.tty, self.detach),
+            timeout_ms: self.timeout.map(at_least_a_millisecond),
+            max_output_bytes: self.max_output.map(|size| size.0),
+            detach: self.detach,
+        }
     }
 
     /// A wrapper takes code, not a command, and makes its surroundings itself.
-    fn check_environment(&self, spec: &Spec) -> Result<(), SpecError> {
-        let Environment::Artifact(artifact) = &spec.environment else {
+    fn check_environment(&self, request: &RunRequest) -> Result<(), SpecError> {
+        let Some(name) = &request.sandbox.environment else {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
+        let Environment::Artifact(artifact) = Environment::find(name.as_os_str())? else { return Ok(()) };
         if !self.command.is_empty() {
-            return Err(SpecError::CommandOfArtifact(artifact.name.clone()));
+            return Err(SpecError::CommandOfArtifact(artifact.name));
         }
-        let writable = spec.shares.iter().any(|share| share.access == Access::ReadWrite);
-        for (given, option, instead) in [
-            (self.tty, "--tty", ""),
-            (self.cwd.is_some(), "--cwd", ""),
-            (self.user.is_some(), "--user", ""),
-            (self.disk.is_some() && spec.grade == Grade::Jail, "--disk", ""),
-            (!self.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
-            (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
-        ] {
+        for (given, option) in [(self.tty, "--tty"), (self.cwd.is_some(), "--cwd")] {
             if given {
-                return Err(SpecError::OwnJail { option, environment: artifact.name.clone(), instead });
+                return Err(SpecError::OwnJail { option, environment: artifact.name, instead: "" });
             }
         }
         Ok(())
     }
+}
 
-    /// The variables of the command: the terminal's type, then what was asked for.
-    fn variables(&self, config: &Config) -> Vec<Variable> {
-        let term = self.tty.then(|| Variable { name: "TERM".into(), value: Text::from(config.term.clone()) });
-        let asked = self.variables.iter().filter_map(|text| {
-            let bytes = text.as_bytes();
-            let split = bytes.iter().position(|byte| *byte == b'=');
-            let (name, value) = match split {
-                Some(at) => {
-                    (OsString::from_vec(bytes[..at].to_vec()), OsString::from_vec(bytes[at + 1..].to_vec()))
-                }
-                None => (text.clone(), Config::callers(text)?),
-            };
-            Some(Variable { name: Text::from(name), value: Text::from(value) })
-        });
-        term.into_iter().chain(asked).collect()
+/// A path as the daemon can use it: it has a working directory of its own.
+fn absolute(path: &Path) -> Result<Text, ShareError> {
+    match std::path::absolute(path) {
+        Ok(path) => Ok(path.into_os_string().into()),
+        Err(source) => Err(ShareError::Host { path: path.to_owned(), source }),
     }
+}
+
+/// What stdin is to the command. A terminal is told of its end by a character.
+pub(super) fn stdin(tty: bool, detach: bool) -> Stdin {
+    if detach || (stdin_is_null() && !tty) { Stdin::Null } else { Stdin::Stream }
+}
+
+/// The size of our terminal, or the usual one.
+pub(super) fn terminal_size() -> TerminalSize {
+    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    TerminalSize { rows, columns }
+}
+
+/// A time that is not none.
+pub(super) fn at_least_a_millisecond(time: Duration) -> u64 {
+    milliseconds(time).max(1)
+}
+
+/// The variables of a command: the terminal's type, then what was asked for.
+pub(super) fn variables(asked: &[OsString], tty: bool, config: &Config) -> Vec<Variable> {
+    let term = tty.then(|| Variable { name: "TERM".into(), value: Text::from(config.term.clone()) });
+    let asked = asked.iter().filter_map(|text| {
+        let bytes = text.as_bytes();
+        let split = bytes.iter().position(|byte| *byte == b'=');
+        let (name, value) = match split {
+            Some(at) => {
+                (OsString::from_vec(bytes[..at].to_vec()), OsString::from_vec(bytes[at + 1..].to_vec()))
+            }
+            None => (text.clone(), Config::callers(text)?),
+        };
+        Some(Variable { name: Text::from(name), value: Text::from(value) })
+    });
+    term.into_iter().chain(asked).collect()
 }
 
 #[cfg(test)]

@@ -282,7 +282,7 @@ async fn talk_is_no_start() {
     let mut connection = Connection::establish(ours).await.unwrap();
     let started = async { through(connection.exec(exec()).unwrap()).await };
     tokio::select! {
-        result = tokio::time::timeout(HANG, started) => assert_eq!(verdict(&result.unwrap()), Silent),
+        result = tokio::time::timeout(HANG, started) => assert_eq!(verdict(&result.unwrap().map(drop)), Silent),
         () = talk => unreachable!(),
     }
 }
@@ -296,7 +296,7 @@ async fn deaf() -> (Connection, UnixStream) {
 
 #[tokio::test(start_paused = true)]
 async fn stdin_that_nobody_takes_is_not_piled_up() {
-    let (mut connection, mut peer) = deaf().await;
+    let (connection, mut peer) = deaf().await;
     let mut running = connection.exec(exec()).unwrap();
     assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
     peer.write_all(&credit(1).repeat(100)).await.unwrap();
@@ -314,7 +314,7 @@ async fn stdin_that_nobody_takes_is_not_piled_up() {
 
 #[tokio::test(start_paused = true)]
 async fn who_never_reads_is_deaf() {
-    let (mut connection, _peer) = deaf().await;
+    let (connection, _peer) = deaf().await;
     let mut running = connection.exec(exec()).unwrap();
     let error = loop {
         if let Err(error) = running.send(&Input::Signal { signal: 2 }) {
@@ -329,7 +329,7 @@ async fn who_never_reads_is_deaf() {
 /// What the peer sends while it does not read is read all the same: neither waits for the other.
 #[tokio::test(start_paused = true)]
 async fn who_does_not_read_can_still_be_heard() {
-    let (mut connection, mut peer) = deaf().await;
+    let (connection, mut peer) = deaf().await;
     let mut running = connection.exec(exec()).unwrap();
     let room = running.stdin_room().unwrap();
     running.send_stdin(vec![0; room].into()).unwrap();
@@ -356,7 +356,7 @@ async fn who_does_not_read_can_still_be_heard() {
 #[tokio::test(start_paused = true)]
 async fn last_words_are_heard() {
     for _ in 0..100 {
-        let (mut connection, mut peer) = deaf().await;
+        let (connection, mut peer) = deaf().await;
         let mut running = connection.exec(exec()).unwrap();
         assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
         let room = running.stdin_room().unwrap();

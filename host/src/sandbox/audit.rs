@@ -153,7 +153,10 @@ mod tests {
         audit.note(one, "stopped", None, Details::default());
         assert_eq!(told.try_recv().unwrap().by, by);
         let (past, _) = audit.since(None, 0);
-        assert_eq!(past.iter().map(|record| record.event.as_str()).collect::<Vec<_>>(), ["created", "created", "stopped"]);
+        assert_eq!(
+            past.iter().map(|record| record.event.as_str()).collect::<Vec<_>>(),
+            ["created", "created", "stopped"]
+        );
         assert!(past.is_sorted_by(|a, b| a.sequence < b.sequence));
         let (rest, _) = audit.since(None, past[1].sequence);
         assert_eq!(rest.len(), 1);

@@ -53,15 +53,19 @@ pub(super) struct Status {
     pub(super) up: Option<Arc<Up>>,
     /// Why it ended, if it did so by itself.
     pub(super) end: Option<Arc<Ended>>,
+    /// The last of its console, when it has ended.
+    pub(super) console: String,
     /// Whether it is forgotten.
     pub(super) gone: bool,
 }
 
 /// What a runner is asked for.
 #[derive(Debug)]
-pub(super) struct Order {
-    pub(super) work: Work,
-    pub(super) answer: oneshot::Sender<Result<(), OperationError>>,
+pub(super) enum Order {
+    /// To do something.
+    Work(Work, oneshot::Sender<Result<(), OperationError>>),
+    /// To say what is on the console.
+    Console(oneshot::Sender<String>),
 }
 
 /// See [`Order`].
@@ -110,7 +114,7 @@ impl Entry {
         state: SandboxState,
     ) -> (Arc<Entry>, mpsc::Receiver<Order>) {
         let (orders, received) = mpsc::channel(ORDERS);
-        let status = Status { state, up: None, end: None, gone: false };
+        let status = Status { state, up: None, end: None, console: String::new(), gone: false };
         let entry = Entry {
             id,
             life,
@@ -255,10 +259,22 @@ impl Entry {
             };
             OperationError::State { id: self.id, state: state.name(), operation: operation.name() }
         };
-        if self.orders.send(Order { work, answer }).await.is_err() {
+        if self.orders.send(Order::Work(work, answer)).await.is_err() {
             return Err(over());
         }
         answered.await.unwrap_or_else(|_ended| Err(over()))
+    }
+
+    /// The last of its console, while it is up.
+    pub(super) async fn console(&self) -> Option<String> {
+        let (answer, answered) = oneshot::channel();
+        self.orders.send(Order::Console(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// What was on its console when it ended.
+    pub(super) fn leave_console(&self, console: String) {
+        self.status.send_modify(|status| status.console = console);
     }
 
     /// Wants its end. Does not wait for it.

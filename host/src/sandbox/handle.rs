@@ -74,9 +74,17 @@ impl Handle {
         Ok((from, bytes.into(), more))
     }
 
-    /// The last of the guest's console, while it has one.
+    /// The last of the guest's console, of one that ended by itself.
     pub(crate) fn console(&self) -> String {
-        self.0.status().up.map(|up| up.console.text()).unwrap_or_default()
+        self.0.status().console
+    }
+
+    /// The last of the guest's console.
+    pub(crate) async fn console_now(&self) -> String {
+        match self.0.console().await {
+            Some(console) => console,
+            None => self.console(),
+        }
     }
 
     /// Its processes.

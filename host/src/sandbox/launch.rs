@@ -19,7 +19,6 @@ use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
 use crate::sys::process::{ProcessId, Station};
-use crate::sys::tail::Tail;
 use crate::view::{Share, View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::Confinement;
@@ -142,8 +141,6 @@ pub(crate) struct Up {
     pub(crate) grade: Grade,
     /// The way to its agent.
     pub(crate) dialer: Dialer,
-    /// The last of its console, or of what its helpers say.
-    pub(crate) console: Tail,
     /// Its control group.
     pub(crate) cgroup: Arc<Cgroup>,
     /// The processes that it was made of.
@@ -340,14 +337,13 @@ impl Sandbox {
 
     fn new(inside: Inside, place: Place, facts: Facts) -> Sandbox {
         let known = facts.clone();
-        let (dialer, console, helpers) = match &inside {
-            Inside::Vm(vm) => (vm.dialer(), vm.output(), vm.processes()),
-            Inside::Jail(jail) => (jail.dialer(), jail.output(), jail.processes()),
+        let (dialer, helpers) = match &inside {
+            Inside::Vm(vm) => (vm.dialer(), vm.processes()),
+            Inside::Jail(jail) => (jail.dialer(), jail.processes()),
         };
         let up = Up {
             grade: known.grade,
             dialer,
-            console,
             cgroup: Arc::clone(place.cgroup()),
             pid: helpers.first().map(|id| id.pid()),
             processes: helpers,

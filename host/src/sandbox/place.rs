@@ -194,7 +194,7 @@ impl Site {
         resources.reverse();
         for resource in &resources {
             if let Resource::Process { id, .. } = resource {
-                process::end(*id, PATIENCE);
+                process::end(*id);
             }
         }
         for resource in &resources {

@@ -1,7 +1,7 @@
 //! What protects the host from a sandbox: as it was asked for, and as it is in force.
 
-use super::Spec;
 use super::spec::Grade;
+use super::{Size, Spec};
 use crate::sys::limits::{Mechanism, Mechanisms};
 use crate::vm::vmm::Accelerator;
 use schemars::JsonSchema;
@@ -193,8 +193,40 @@ impl Protection {
         self.limits.output = Some(Bound::new(bytes, AGENT));
     }
 
+    /// The limit of memory.
+    pub(crate) fn memory(&self) -> Size {
+        Size(self.limits.memory.requested)
+    }
+
+    /// The limit of processes.
+    pub(crate) fn processes(&self) -> u64 {
+        self.limits.processes.requested
+    }
+
+    /// How long a command may take.
+    pub(crate) fn time(&self) -> Option<Duration> {
+        self.limits.time.as_ref().map(|time| Duration::from_millis(time.requested))
+    }
+
+    /// What people should know before they trust it: that it is less than they may think.
+    pub(crate) fn remark(&self) -> Option<String> {
+        let IsolationReport { effective, accelerator, reason, degraded, .. } = &self.isolation;
+        if !degraded {
+            return None;
+        }
+        Some(match (effective.as_ref(), accelerator, reason) {
+            ("jail", _, Some(reason)) => {
+                format!("no vm can be had ({reason}): this is a jail (degraded isolation)")
+            }
+            (_, Some(_), _) => {
+                "no usable KVM: the microVM is emulated in software (degraded isolation, slow)".to_owned()
+            }
+            (effective, ..) => format!("this is a {effective} (degraded isolation)"),
+        })
+    }
+
     /// In words, for people.
-    pub(crate) fn describe(&self, spec: &Spec) -> String {
+    pub(crate) fn describe(&self) -> String {
         let IsolationReport { requested, effective, vmm, accelerator, degraded, .. } = &self.isolation;
         let how = match (vmm, accelerator) {
             (Some(vmm), Some(accelerator)) => format!(" ({vmm}, {accelerator})"),
@@ -204,16 +236,21 @@ impl Protection {
         let Limits { memory, processes, disk, cpus, .. } = &self.limits;
         let mut limits = format!(
             "memory {} ({}), {} processes ({}), disk {} ({})",
-            spec.memory, memory.by, processes.requested, processes.by, spec.disk, disk.by
+            Size(memory.requested),
+            memory.by,
+            processes.requested,
+            processes.by,
+            Size(disk.requested),
+            disk.by
         );
-        if let (Some(cpus), Some(asked)) = (cpus, spec.cpus) {
-            limits.push_str(&format!(", {asked} processors ({})", cpus.by));
+        if let Some(cpus) = cpus {
+            limits.push_str(&format!(", {} processors ({})", cpus.requested, cpus.by));
         }
-        if let Some(timeout) = spec.timeout {
-            limits.push_str(&format!(", time {}", humantime::format_duration(timeout)));
+        if let Some(time) = self.time() {
+            limits.push_str(&format!(", time {}", humantime::format_duration(time)));
         }
-        if let Some(output) = spec.output {
-            limits.push_str(&format!(", output {output}"));
+        if let Some(output) = &self.limits.output {
+            limits.push_str(&format!(", output {}", Size(output.requested)));
         }
         format!(
             "isolation {requested} asked for, {effective} given{how}{degraded}; network {} asked for, {} given; {limits}",

@@ -1,7 +1,6 @@
 //! What is written down of sandboxes, so that a daemon may be killed at any instant.
 //!
 //! ```text
-//!   STATE/lock            held by the daemon that owns this folder
 //!   STATE/records.db      SQLite: a row for each sandbox, and one for each thing it has outside itself
 //!   STATE/audit/ID.jsonl  what was asked of a sandbox, see [`super::audit`]
 //!   STATE/logs/ID/        output of detached commands, see [`super::log`]
@@ -15,7 +14,6 @@
 use super::SandboxId;
 use super::manager::Life;
 use crate::api::types::{CreateRequest, SandboxState};
-use crate::sys::lock::Lock;
 use crate::sys::process::ProcessId;
 use rusqlite::{Connection, Row, params};
 use serde::de::DeserializeOwned;
@@ -77,14 +75,6 @@ pub(crate) enum RecordsError {
     /// Somebody else's folder.
     #[error("{} is not ours alone: remove it, or set FIRN_STATE_DIR", .0.display())]
     NotOurs(PathBuf),
-    /// Another daemon has them.
-    #[error("a daemon{} already uses {}", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), dir.display())]
-    InUse {
-        /// The folder.
-        dir: PathBuf,
-        /// That daemon, if it said who it is.
-        pid: Option<u32>,
-    },
     /// A newer firn has written them.
     #[error(
         "{} was written by a newer firn (format {found}, this one knows {known}): update firn, or set \
@@ -202,14 +192,13 @@ pub(crate) struct Record {
     pub(crate) remains: Option<String>,
 }
 
-/// The records of a state folder, which is ours alone while this lives.
+/// The records of a state folder. One daemon has it at a time: see [`crate::daemon`].
 #[derive(Debug)]
 pub(crate) struct Records {
     dir: PathBuf,
     database: Mutex<Connection>,
     /// Of this start of a daemon: no two have the same.
     generation: u64,
-    _lock: Lock,
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordsError {
@@ -217,7 +206,7 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Rec
 }
 
 impl Records {
-    /// Those in `dir`, which is made if it is not there.
+    /// Those in `dir`, which is made if it is not there. The caller holds its lock.
     pub(crate) fn open(dir: &Path) -> Result<Records, RecordsError> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -227,13 +216,6 @@ impl Records {
         if !found.is_dir() || found.uid() != ours || found.mode() & 0o022 != 0 {
             return Err(RecordsError::NotOurs(dir.to_owned()));
         }
-        let lock_path = dir.join("lock");
-        let lock = Lock::attempt(&lock_path).map_err(file("lock", &lock_path))?;
-        let Some(lock) = lock else {
-            let pid = fs::read_to_string(&lock_path).ok().and_then(|text| text.trim().parse().ok());
-            return Err(RecordsError::InUse { dir: dir.to_owned(), pid });
-        };
-        fs::write(&lock_path, format!("{}\n", std::process::id())).map_err(file("write", &lock_path))?;
         for name in ["audit", "logs"] {
             let path = dir.join(name);
             builder.create(&path).map_err(file("make", &path))?;
@@ -266,7 +248,7 @@ impl Records {
             Ok(generation.unsigned_abs())
         };
         let generation = upgrade(&mut database).map_err(failed("upgrade"))?;
-        Ok(Records { dir: dir.to_owned(), database: Mutex::new(database), generation, _lock: lock })
+        Ok(Records { dir: dir.to_owned(), database: Mutex::new(database), generation })
     }
 
     /// The folder.
@@ -328,7 +310,12 @@ impl Records {
     }
 
     /// Writes down what it does now.
-    pub(crate) fn set_state(&self, id: SandboxId, state: SandboxState, facts: &Facts) -> Result<(), RecordsError> {
+    pub(crate) fn set_state(
+        &self,
+        id: SandboxId,
+        state: SandboxState,
+        facts: &Facts,
+    ) -> Result<(), RecordsError> {
         self.write(|database| {
             database.execute(
                 "UPDATE sandbox SET state = ?2, facts = ?3 WHERE id = ?1",
@@ -349,9 +336,7 @@ impl Records {
 
     /// Writes down that it is being destroyed: whoever finds this finishes it.
     pub(crate) fn doom(&self, id: SandboxId) -> Result<(), RecordsError> {
-        self.write(|database| {
-            database.execute("UPDATE sandbox SET doomed = 1 WHERE id = ?1", [id.number()])
-        })
+        self.write(|database| database.execute("UPDATE sandbox SET doomed = 1 WHERE id = ?1", [id.number()]))
     }
 
     /// Forgets what a sandbox had: it is gone.
@@ -368,8 +353,10 @@ impl Records {
     pub(crate) fn resources(&self, id: SandboxId) -> Result<Vec<Resource>, RecordsError> {
         let database = self.database();
         let read = || {
-            let mut rows = database.prepare("SELECT body FROM resource WHERE sandbox = ?1 ORDER BY sequence")?;
-            rows.query_map([id.number()], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+            let mut rows =
+                database.prepare("SELECT body FROM resource WHERE sandbox = ?1 ORDER BY sequence")?;
+            rows.query_map([id.number()], |row| row.get::<_, String>(0))?
+                .collect::<rusqlite::Result<Vec<_>>>()
         };
         let bodies = read().map_err(|source| self.failed("read", source))?;
         bodies.iter().map(|body| parse(id, body)).collect()
@@ -489,7 +476,10 @@ mod tests {
         assert!(records.generation() > first);
         let all = records.all().unwrap();
         let [Ok(found)] = all.as_slice() else { panic!("{all:?}") };
-        assert_eq!((found.state, found.doomed, found.remains.as_deref()), (SandboxState::Running, true, Some("{}")));
+        assert_eq!(
+            (found.state, found.doomed, found.remains.as_deref()),
+            (SandboxState::Running, true, Some("{}"))
+        );
         assert_eq!(found.request, record(5).request);
         assert_eq!(found.facts, record(5).facts);
         assert_eq!(records.resources(found.id).unwrap(), [folder, process]);
@@ -513,21 +503,15 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_told_of_the_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = Records::open(dir.path().join("state").as_path()).unwrap();
-        let second = Records::open(dir.path().join("state").as_path()).unwrap_err();
-        assert!(second.to_string().contains(&format!("(pid {}) already uses", std::process::id())), "{second}");
-    }
-
-    #[test]
     fn a_newer_format_is_refused_and_stays_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         drop(Records::open(&state).unwrap());
         let path = state.join("records.db");
         let newer = Connection::open(&path).unwrap();
-        newer.execute_batch("PRAGMA journal_mode = DELETE; CREATE TABLE new (x); PRAGMA user_version = 99;").unwrap();
+        newer
+            .execute_batch("PRAGMA journal_mode = DELETE; CREATE TABLE new (x); PRAGMA user_version = 99;")
+            .unwrap();
         drop(newer);
         let before = fs::read(&path).unwrap();
         assert!(matches!(Records::open(&state), Err(RecordsError::Newer { found: 99, .. })));

@@ -187,14 +187,19 @@ async fn live(entry: &Arc<Entry>, mut sandbox: Sandbox, mut orders: mpsc::Receiv
                 return;
             }
             ended = sandbox.ended() => break End::Itself(ended),
-            Some(Order { work, answer }) = orders.recv() => {
-                let done = tokio::select! {
-                    biased;
-                    termination = asked(&mut terminations) => break End::Asked(termination),
-                    done = obey(entry, &mut sandbox, work) => done,
-                };
-                let _ = answer.send(done);
-            }
+            Some(order) = orders.recv() => match order {
+                Order::Console(answer) => {
+                    let _ = answer.send(sandbox.console());
+                }
+                Order::Work(work, answer) => {
+                    let done = tokio::select! {
+                        biased;
+                        termination = asked(&mut terminations) => break End::Asked(termination),
+                        done = obey(entry, &mut sandbox, work) => done,
+                    };
+                    let _ = answer.send(done);
+                }
+            },
             due = due(entry) => break End::Asked(due.termination(entry)),
         }
     };
@@ -202,11 +207,8 @@ async fn live(entry: &Arc<Entry>, mut sandbox: Sandbox, mut orders: mpsc::Receiv
     match end {
         End::Itself(ended) => {
             let ended = sandbox.why(ended);
-            let console = sandbox.console();
+            entry.leave_console(sandbox.console());
             sandbox.destroy().await;
-            if !console.trim().is_empty() {
-                tracing::debug!(sandbox = %entry.id, console, "the last of its console");
-            }
             over(entry, ended).await;
         }
         End::Asked(termination) => terminate(entry, sandbox, termination, &mut terminations).await,

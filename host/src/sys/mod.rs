@@ -3,6 +3,7 @@
 //! The only place with `unsafe` code, opened module by module with a reason. Nothing here knows
 //! what a sandbox is.
 
+pub(crate) mod activation;
 pub(crate) mod bubblewrap;
 pub(crate) mod cgroup;
 pub(crate) mod clock;

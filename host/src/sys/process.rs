@@ -411,3 +411,11 @@ impl Helper {
         let _ = tokio::time::timeout(KILL_PATIENCE, process.ended()).await;
     }
 }
+
+/// Ends a process that is recorded, if it still is that process, with what it started. Inside the runtime.
+pub(crate) fn end(id: ProcessId) {
+    if let Ok(Some(process)) = Process::adopt(id) {
+        process.kill_children();
+        process.end();
+    }
+}

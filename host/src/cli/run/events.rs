@@ -25,7 +25,7 @@ const LONGEST_LINE: usize = 64 * 1024;
 
 /// Numbers and renders events.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(in crate::cli) struct Events {
     sequence: u64,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
@@ -57,34 +57,34 @@ struct Lifecycle<'a> {
 /// How it ended.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Outcome {
+pub(in crate::cli) struct Outcome {
     /// The command's code, -1 when a signal ended it or it timed out, firn's own when it was not
     /// started or its sandbox failed.
-    pub(super) exit_code: i32,
+    pub(in crate::cli) exit_code: i32,
     /// `SIG9` and the like.
-    pub(super) signal: Option<String>,
+    pub(in crate::cli) signal: Option<String>,
     /// Whether `--timeout` ended it.
-    pub(super) timed_out: bool,
+    pub(in crate::cli) timed_out: bool,
     /// From its start to its end.
-    pub(super) duration_ms: u64,
+    pub(in crate::cli) duration_ms: u64,
     /// Why it was not started, or why its sandbox failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
+    pub(in crate::cli) error: Option<String>,
     /// Whether output was dropped because of `--max-output`.
-    pub(super) truncated: bool,
+    pub(in crate::cli) truncated: bool,
     /// How much it wrote, in bytes, passed on or not.
-    pub(super) output_bytes: u64,
+    pub(in crate::cli) output_bytes: u64,
     /// Limits that it ran into: `memory`, `processes`.
-    pub(super) exceeded: Vec<Exceeded>,
+    pub(in crate::cli) exceeded: Vec<Exceeded>,
     /// What was asked for and what was given: `isolation`, `network` and `limits`. Absent when
     /// nothing was.
     #[serde(flatten)]
-    pub(super) protection: Option<Protection>,
+    pub(in crate::cli) protection: Option<Protection>,
 }
 
 impl Outcome {
     /// The outcome when firn or the sandbox failed, so that a reader always gets a result.
-    pub(super) fn failed(code: u8, error: String) -> Outcome {
+    pub(in crate::cli) fn failed(code: u8, error: String) -> Outcome {
         Outcome {
             exit_code: i32::from(code),
             signal: None,
@@ -111,14 +111,14 @@ impl Events {
     }
 
     /// The program runs.
-    pub(super) fn started(&mut self) -> Bytes {
+    pub(in crate::cli) fn started(&mut self) -> Bytes {
         let mut out = Vec::new();
         self.render("lifecycle", Lifecycle { event: "started" }, &mut out);
         out.into()
     }
 
     /// Some output, of which whole lines are rendered and the rest is kept.
-    pub(super) fn output(&mut self, stream: Stream, chunk: &[u8]) -> Bytes {
+    pub(in crate::cli) fn output(&mut self, stream: Stream, chunk: &[u8]) -> Bytes {
         let mut out = Vec::new();
         let mut kept = std::mem::take(self.kept(stream));
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
@@ -132,7 +132,7 @@ impl Events {
     }
 
     /// It is over.
-    pub(super) fn finish(&mut self, outcome: &Outcome) -> Bytes {
+    pub(in crate::cli) fn finish(&mut self, outcome: &Outcome) -> Bytes {
         let mut out = Vec::new();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(self.kept(stream));

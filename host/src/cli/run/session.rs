@@ -1,36 +1,31 @@
-//! The life of a `firn run`: launch, pump, end.
+//! A command on the daemon's side and our own streams: from what it is brought up for to what is said of
+//! its end.
 
 use super::super::exit::{self, Failed};
-use super::super::image;
 use super::super::output::Output;
-use super::Run;
 use super::events::{Events, Outcome};
+use super::keys::{Keys, Typed};
 use super::signals::{Received, Signals};
-use super::stdio::{ReaderGone, Sinks, Stream, stdin_is_null};
-use crate::config::Config;
-use crate::guest::{ExecEvent, Running};
-use crate::sandbox::Spec;
-use crate::sandbox::launch::{Ended, LaunchError, Progress, Sandbox};
-use crate::sandbox::protection::{Isolation, Protection, milliseconds};
-use crate::sandbox::store::Store;
+use super::stdio::{ReaderGone, Sinks, Stream};
+use crate::api::client::ClientError;
+use crate::api::stream::{CommandStream, StreamEvent};
+use crate::api::types::{Notice, SandboxInfo};
+use crate::sandbox::Size;
+use crate::sandbox::protection::{Protection, milliseconds};
 use crate::sys::terminal::{self, RawMode};
-use crate::view::WORKSPACE;
-use crate::vm::Phase;
-use crate::vm::vmm::Accelerator;
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
-    EndedBy, Exceeded, Exec, ExitStatus, Exited, Input, NotStarted, NotStartedReason, Stdin, TerminalSize,
-    Text, Variable,
+    EndedBy, Exceeded, ExitStatus, Exited, Input, NotStarted, NotStartedReason, TerminalSize,
 };
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 
-/// How much later than the agent firn itself calls a timeout, and ends the guest.
-const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+/// How long a command may take to end when nobody reads its output any more.
+const READER_GRACE: Duration = Duration::from_secs(10);
 
-/// How many times Ctrl-C is passed on before it ends the sandbox.
+/// How many times Ctrl-C is passed on before it ends the command.
 const INTERRUPTS: u32 = 2;
 
 /// How much stdin is read at once.
@@ -39,14 +34,55 @@ const MOST_INPUT: usize = 64 * 1024;
 /// How much output is rendered as events at once: of empty lines a hundred times as much is made.
 const MOST_RENDERED: usize = 4 * 1024;
 
+/// What is known of a command here, beside its stream.
+#[derive(Debug)]
+pub(in crate::cli) struct Terms<'a> {
+    /// What it is called.
+    pub(in crate::cli) name: Option<&'a OsStr>,
+    /// Whether it has a terminal.
+    pub(in crate::cli) tty: bool,
+    /// Whether a sandbox comes up and ends with it.
+    pub(in crate::cli) own_sandbox: bool,
+    /// Whether the keys that leave it alone are listened for.
+    pub(in crate::cli) keys: Keys,
+    /// When it is killed.
+    pub(in crate::cli) timeout: Option<Duration>,
+    /// How much of its output is passed on.
+    pub(in crate::cli) output: Option<Size>,
+    /// Whether to say what is done.
+    pub(in crate::cli) verbose: bool,
+}
+
 /// How the command ended.
 enum End {
     Exited(Box<Exited>),
     NotStarted(NotStarted),
-    /// It did not, in time, and the guest was too busy or too hostile to end it.
+    /// It did not, in time, and the daemon has ended it.
     TimedOut,
     /// Nobody reads our output any more.
     ReaderGone,
+    /// It goes on without us.
+    Left(Option<u64>),
+}
+
+/// What the daemon says at the end.
+#[derive(Debug, Default)]
+struct Last {
+    exceeded: Vec<Exceeded>,
+    timed_out: bool,
+    protection: Option<Box<Protection>>,
+    detached: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(in crate::cli) struct Concluded {
+    /// The exit code.
+    pub(in crate::cli) code: u8,
+    /// The sandbox, if one came up for it.
+    pub(in crate::cli) sandbox: Option<Box<SandboxInfo>>,
+    /// The number of the command, if it goes on.
+    pub(in crate::cli) detached: Option<u64>,
 }
 
 /// Says what is done and how long it took, when that was asked for.
@@ -79,93 +115,68 @@ fn millis(duration: Duration) -> String {
     format!("{:.1}", duration.as_secs_f64() * 1000.0)
 }
 
-pub(super) async fn run(
-    run: &Run,
-    config: &Config,
-    spec: &Spec,
+/// Connects our streams with a command, until it is over.
+pub(in crate::cli) async fn conduct(
+    asked: impl Future<Output = Result<CommandStream, ClientError>>,
+    terms: &Terms<'_>,
     output: &mut Output,
     events: &mut Option<Events>,
-) -> Result<u8, Failed> {
-    let mut narrator = Narrator::new(run.verbose);
+) -> Result<Concluded, Failed> {
+    let mut narrator = Narrator::new(terms.verbose);
     let mut signals = Signals::listen()?;
-    clean_up(config, run.verbose, output)?;
-
-    let mut sandbox = {
-        let mut phase: Option<String> = None;
-        let mut progress = |progress: Progress| {
-            let now = describe(&progress);
-            if let Some(before) = phase.replace(now.clone()) {
-                narrator.done(output, &before);
-            }
-            output.doing(&now);
-        };
-        let launched = tokio::select! {
-            launched = Sandbox::launch(config, spec, &mut progress) => launched,
-            signal = signals.end() => return Err(Failed::Signal(signal)),
-        };
-        output.clear();
-        let launched = launched?;
-        if let Some(last) = phase {
-            narrator.done(output, &last);
-        }
-        launched
+    let mut stream = tokio::select! {
+        stream = asked => stream?,
+        signal = signals.end() => return Err(Failed::Signal(signal)),
     };
-    match sandbox.isolation() {
-        Isolation::Vm { accelerator: Accelerator::Software, .. } => {
-            output.note("no usable KVM: the microVM is emulated in software (degraded isolation, slow)");
-        }
-        Isolation::Jail { instead_of_vm: Some(reason), .. } => {
-            output.note(&format!("no vm can be had ({reason}): this is a jail (degraded isolation)"));
-        }
-        Isolation::Vm { .. } | Isolation::Jail { .. } => {}
-    }
-
+    let sandbox = match terms.own_sandbox {
+        true => match bring_up(&mut stream, &mut signals, &mut narrator, terms, output).await {
+            Ok(sandbox) => Some(sandbox),
+            Err(failed) => {
+                stream.abandon().await;
+                return Err(failed);
+            }
+        },
+        false => None,
+    };
     let sinks = Sinks::open();
-    let ended = execute(run, config, spec, &mut sandbox, &mut signals, &sinks, events).await;
+    let ended = execute(&mut stream, terms, &mut signals, &sinks, events, output).await;
     terminal::restore();
-    narrator.done(output, "the command");
-
-    // Only what is shared outlives the guest, so only then is there something to write back.
-    let synced = match &ended {
-        // A guest that did not end its command in time is not asked for more.
-        Ok(End::Exited(_) | End::NotStarted(_) | End::ReaderGone) if !spec.shares.is_empty() => {
-            tokio::select! {
-                synced = sandbox.sync() => synced,
-                signal = signals.end() => return Err(Failed::Signal(signal)),
+    let (end, last) = match ended {
+        Ok((End::Left(command), _)) => {
+            return Ok(Concluded { code: 0, sandbox, detached: command });
+        }
+        Ok((end, last)) => {
+            narrator.done(output, "the command");
+            let last = match last {
+                Some(last) => Ok(last),
+                // The sandbox of a run ends with it.
+                None => tokio::select! {
+                    last = last_words(&mut stream, terms, output) => last,
+                    signal = signals.end() => Err(Failed::Signal(signal)),
+                },
+            };
+            if terms.own_sandbox {
+                narrator.done(output, "the end of the sandbox");
             }
+            (Ok(end), last)
         }
-        _ => Ok(()),
+        Err(failed) => (Err(failed), Ok(Last::default())),
     };
-    // Before the control group goes, which has counted.
-    let ended = match ended {
-        Ok(End::Exited(mut exited)) => {
-            exited.exceeded.extend(sandbox.exceeded());
-            Ok(End::Exited(exited))
+    let concluded = match (end, last) {
+        (Ok(end), Ok(last)) => Ok(conclude(terms, end, last, sandbox.as_deref(), output)),
+        (Err(failed), _) | (_, Err(failed)) => {
+            if matches!(failed, Failed::Signal(_)) {
+                // What ends with us is to be gone when we are.
+                stream.abandon().await;
+            }
+            Err(failed)
         }
-        Err(Failed::Sandbox(ended)) => Err(Failed::Sandbox(sandbox.why(ended))),
-        Err(Failed::Launch(LaunchError::Ended(ended))) => Err(Failed::Launch(sandbox.why(ended).into())),
-        ended => ended,
     };
-    let protection = sandbox.protection(spec);
-    if run.verbose {
-        report(&sandbox, &protection, spec, output);
-    }
-    let console = sandbox.console();
-    sandbox.destroy().await;
-    narrator.done(output, "the end of the sandbox");
-
-    if ended.is_err() && run.verbose && !console.trim().is_empty() {
-        output.note(&format!("the guest's console:\n{}", console.trim_end()));
-    }
-    let concluded = ended.and_then(|end| {
-        synced?;
-        Ok(conclude(run, spec, &end, protection, output))
-    });
     if let (Some(events), Ok((_, outcome))) = (events, &concluded) {
         let last = events.finish(outcome);
         let _ = sinks.write(Stream::Stdout, &last).await;
     }
-    // Also what a guest said before it died.
+    // Also what was said before the sandbox failed.
     tokio::select! {
         // A reader that went away was told apart above, or has all it wanted.
         _ = sinks.finish() => {}
@@ -173,122 +184,121 @@ pub(super) async fn run(
     }
     let (code, _) = concluded?;
     narrator.total(output, &format!("exit code {code}"));
-    Ok(code)
+    Ok(Concluded { code, sandbox, detached: None })
 }
 
-/// Removes what a killed firn has left.
-fn clean_up(config: &Config, verbose: bool, output: &mut Output) -> Result<(), Failed> {
-    let reaped = Store::open(&config.runtime_dir)?.reap()?;
-    if verbose {
-        for id in &reaped.removed {
-            output.note(&format!("removed what was left of sandbox {id}, whose firn had been killed"));
+/// Waits for the sandbox of a run.
+async fn bring_up(
+    stream: &mut CommandStream,
+    signals: &mut Signals,
+    narrator: &mut Narrator,
+    terms: &Terms<'_>,
+    output: &mut Output,
+) -> Result<Box<SandboxInfo>, Failed> {
+    let mut phase: Option<String> = None;
+    let brought = loop {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            signal = signals.end() => break Err(Failed::Signal(signal)),
+        };
+        match event {
+            Ok(StreamEvent::Notice(Notice::Progress { phase: now })) => {
+                if let Some(before) = phase.replace(now.clone()) {
+                    narrator.done(output, &before);
+                }
+                output.doing(&now);
+            }
+            Ok(StreamEvent::Notice(Notice::Sandbox { sandbox })) => break Ok(sandbox),
+            Ok(StreamEvent::Notice(Notice::Failed { refusal, console })) => {
+                tell_console(terms, console.as_deref(), output);
+                break Err(ClientError::Refused(refusal).into());
+            }
+            Ok(_) => {}
+            Err(error) => break Err(error.into()),
+        }
+    };
+    output.clear();
+    let sandbox = brought?;
+    if let Some(last) = phase {
+        narrator.done(output, &last);
+    }
+    if let Some(remark) = sandbox.protection.as_ref().and_then(Protection::remark) {
+        output.note(&remark);
+    }
+    Ok(sandbox)
+}
+
+fn tell_console(terms: &Terms<'_>, console: Option<&str>, output: &mut Output) {
+    if let Some(console) = console.filter(|console| terms.verbose && !console.trim().is_empty()) {
+        output.note(&format!("the guest's console:\n{}", console.trim_end()));
+    }
+}
+
+/// Waits until the daemon has said all there is to say.
+async fn last_words(
+    stream: &mut CommandStream,
+    terms: &Terms<'_>,
+    output: &mut Output,
+) -> Result<Last, Failed> {
+    loop {
+        if let StreamEvent::Notice(notice) = stream.next().await?
+            && let Some(last) = last(notice, terms, output)?
+        {
+            return Ok(last);
         }
     }
-    for (id, error) in &reaped.failed {
-        output.note(&format!("cannot remove what was left of sandbox {id}: {error}"));
-    }
-    Ok(())
 }
 
-fn describe(progress: &Progress) -> String {
-    match progress {
-        Progress::Image => "finding the guest image".to_owned(),
-        Progress::Building(step) => image::describe(step),
-        Progress::Vm(Phase::Starting) => "starting the microVM".to_owned(),
-        Progress::Vm(Phase::Booting) => "booting".to_owned(),
-        Progress::Vm(Phase::Configuring) => "mounting".to_owned(),
-        Progress::Jail => "starting the jail".to_owned(),
+/// What a notice says if it is the last one.
+fn last(notice: Notice, terms: &Terms<'_>, output: &mut Output) -> Result<Option<Last>, Failed> {
+    match notice {
+        Notice::Progress { .. } | Notice::Sandbox { .. } => Ok(None),
+        Notice::Ended { exceeded, timed_out, protection } => {
+            Ok(Some(Last { exceeded, timed_out, protection, detached: None }))
+        }
+        Notice::Detached { command } => Ok(Some(Last { detached: Some(command), ..Last::default() })),
+        Notice::Failed { refusal, console } => {
+            terminal::restore();
+            tell_console(terms, console.as_deref(), output);
+            Err(ClientError::Refused(refusal).into())
+        }
     }
 }
 
 async fn execute(
-    run: &Run,
-    config: &Config,
-    spec: &Spec,
-    sandbox: &mut Sandbox,
+    stream: &mut CommandStream,
+    terms: &Terms<'_>,
     signals: &mut Signals,
     sinks: &Sinks,
     events: &mut Option<Events>,
-) -> Result<End, Failed> {
+    output: &mut Output,
+) -> Result<(End, Option<Last>), Failed> {
     let stdin_is_terminal = std::io::stdin().is_terminal();
     let _raw =
-        if run.tty && stdin_is_terminal { Some(RawMode::enter().map_err(Failed::Terminal)?) } else { None };
-    let exec = request(run, config, spec, sandbox);
-    let dialer = sandbox.dialer();
-    let mut ended = sandbox.ended();
-    let mut agent = match dialer.dial().await {
-        Ok(agent) => agent,
-        Err(error) => return Err(Failed::Launch(error.or_end(ended).await.into())),
-    };
-    let running = agent.exec(exec)?;
-    let pumped = tokio::select! {
-        biased;
-        pumped = pump(running, spec, signals, sinks, events) => pumped,
-        failure = &mut ended => Err(failure.into()),
-    };
-    match pumped {
-        Err(Failed::Sandbox(ended_with)) => {
-            let failure = match ended_with {
-                Ended::Guest(error) => error.or_end(ended).await,
-                other => other,
-            };
-            Err(if agent.is_greeted() { failure.into() } else { Failed::Launch(failure.into()) })
-        }
-        other => other,
-    }
-}
-
-/// What the agent is asked to do.
-fn request(run: &Run, config: &Config, spec: &Spec, sandbox: &Sandbox) -> Exec {
-    let (argv, cwd, mut env) = match sandbox.wrapper() {
-        Some(wrapper) => {
-            let variable = |(name, value): &(&str, OsString)| Variable {
-                name: Text::from(name),
-                value: Text::from(value.clone()),
-            };
-            let env = wrapper.variables.iter().map(variable).collect();
-            (vec![Text::from(wrapper.program.clone())], "/".into(), env)
-        }
-        None => {
-            let argv = run.command.iter().cloned().map(Text::from).collect();
-            (argv, run.cwd.clone().unwrap_or_else(|| WORKSPACE.into()), Vec::new())
-        }
-    };
-    env.extend(run.variables(config));
-    let (rows, columns) = terminal::size().unwrap_or((24, 80));
-    Exec {
-        argv,
-        cwd: Some(Text::from(cwd)),
-        env,
-        user: run.user.clone(),
-        terminal: run.tty.then_some(TerminalSize { rows, columns }),
-        // A terminal is told of the end of input by a character.
-        stdin: if stdin_is_null() && !run.tty { Stdin::Null } else { Stdin::Stream },
-        timeout_ms: spec.timeout.map(|timeout| milliseconds(timeout).max(1)),
-        max_output_bytes: spec.output.map(|size| size.0),
-        resource_limits: sandbox.resource_limits(spec),
-        keep: None,
-    }
+        if terms.tty && stdin_is_terminal { Some(RawMode::enter().map_err(Failed::Terminal)?) } else { None };
+    pump(stream, terms, signals, sinks, events, output).await
 }
 
 /// Passes everything on, both ways, until the command is over.
 async fn pump(
-    mut running: Running,
-    spec: &Spec,
+    running: &mut CommandStream,
+    terms: &Terms<'_>,
     signals: &mut Signals,
     sinks: &Sinks,
     events: &mut Option<Events>,
-) -> Result<End, Failed> {
+    output: &mut Output,
+) -> Result<(End, Option<Last>), Failed> {
     let mut stdin = tokio::io::stdin();
     let mut input = BytesMut::new();
+    let mut keys = terms.keys;
     // What came and is not yet shown, and what is shown and waits to be written.
     let mut arrived: Option<(Stream, Bytes)> = None;
     let mut waiting: Option<(Stream, Bytes)> = None;
     let mut urgent: u32 = 0;
     let mut reader_gone = false;
     // The agent keeps to it, if it is honest.
-    let mut allowance = spec.output.map(|size| size.0);
-    let mut deadline = spec.timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
+    let mut allowance = terms.output.map(|size| size.0);
+    let mut deadline = None;
     loop {
         let too_late = async {
             match deadline {
@@ -313,37 +323,46 @@ async fn pump(
                     running.send(&Input::Cancel)?;
                     reader_gone = true;
                     arrived = None;
-                    deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
+                    deadline = Some(tokio::time::Instant::now() + READER_GRACE);
                 }
             }
             event = running.next(), if waiting.is_none() => {
                 match event? {
-                    ExecEvent::Started => {
+                    StreamEvent::Started => {
                         waiting = events.as_mut().map(|events| (Stream::Stdout, events.started()));
                     }
-                    // The last three do not come: nothing is attached here, and nothing resumed.
-                    ExecEvent::StdinRoom
-                    | ExecEvent::Attached { .. }
-                    | ExecEvent::Skipped(_)
-                    | ExecEvent::Other(_) => {}
-                    ExecEvent::Stdout(_) | ExecEvent::Stderr(_) if reader_gone => {}
-                    ExecEvent::Exited(_) if reader_gone => return Ok(End::ReaderGone),
-                    ExecEvent::Stdout(chunk) => arrived = allowed(&mut allowance, Stream::Stdout, chunk),
-                    ExecEvent::Stderr(chunk) => arrived = allowed(&mut allowance, Stream::Stderr, chunk),
-                    ExecEvent::Exited(exited) => return Ok(End::Exited(exited)),
-                    ExecEvent::NotStarted(reason) => return Ok(End::NotStarted(reason)),
+                    StreamEvent::StdinRoom => {}
+                    StreamEvent::Skipped(bytes) => {
+                        output.note(&format!("{bytes} bytes of output are left out: they are not kept any more"));
+                    }
+                    StreamEvent::Stdout(_) | StreamEvent::Stderr(_) if reader_gone => {}
+                    StreamEvent::Exited(_) if reader_gone => return Ok((End::ReaderGone, None)),
+                    StreamEvent::Stdout(chunk) => arrived = allowed(&mut allowance, Stream::Stdout, chunk),
+                    StreamEvent::Stderr(chunk) => arrived = allowed(&mut allowance, Stream::Stderr, chunk),
+                    StreamEvent::Exited(exited) => return Ok((End::Exited(exited), None)),
+                    StreamEvent::NotStarted(reason) => return Ok((End::NotStarted(reason), None)),
+                    StreamEvent::Notice(notice) => match last(notice, terms, output)? {
+                        None => {}
+                        Some(Last { detached: Some(command), .. }) => {
+                            return Ok((End::Left(Some(command)), None));
+                        }
+                        Some(last) => return Ok((End::TimedOut, Some(last))),
+                    },
                 }
             }
             read = limited.read_buf(&mut input), if room > 0 => {
                 match read {
-                    Ok(1..) => running.send_stdin(input.split().freeze())?,
+                    Ok(1..) => match keys.typed(input.split().freeze()) {
+                        Typed::Send(bytes) => running.send_stdin(bytes)?,
+                        Typed::Leave => return Ok((End::Left(None), None)),
+                    },
                     // A stdin that cannot be read (a closed descriptor) is an empty one.
                     Ok(0) | Err(_) => running.end_stdin()?,
                 }
             }
             received = signals.next() => match received {
                 Received::Resized => {
-                    if let Some((rows, columns)) = terminal::size() {
+                    if let Some((rows, columns)) = terminal::size().filter(|_| terms.tty) {
                         running.send(&Input::Resize(TerminalSize { rows, columns }))?;
                     }
                 }
@@ -356,7 +375,7 @@ async fn pump(
                     running.send(&Input::Signal { signal })?;
                 }
             },
-            () = too_late => return Ok(if reader_gone { End::ReaderGone } else { End::TimedOut }),
+            () = too_late => return Ok((End::ReaderGone, Some(Last::default()))),
         }
     }
 }
@@ -382,7 +401,20 @@ fn shown(events: &mut Option<Events>, stream: Stream, arrived: &mut Bytes) -> (S
 }
 
 /// What the caller is told.
-fn conclude(run: &Run, spec: &Spec, end: &End, protection: Protection, output: &mut Output) -> (u8, Outcome) {
+fn conclude(
+    terms: &Terms<'_>,
+    end: End,
+    last: Last,
+    sandbox: Option<&SandboxInfo>,
+    output: &mut Output,
+) -> (u8, Outcome) {
+    let Last { exceeded, protection, timed_out: late, .. } = last;
+    let protection =
+        protection.map(|protection| *protection).or_else(|| sandbox.and_then(|it| it.protection.clone()));
+    if let (true, Some(sandbox), Some(protection)) = (terms.verbose, sandbox, &protection) {
+        report(sandbox, protection, output);
+    }
+    let timeout = terms.timeout.or_else(|| protection.as_ref().and_then(Protection::time));
     let mut outcome = Outcome {
         exit_code: -1,
         signal: None,
@@ -392,22 +424,23 @@ fn conclude(run: &Run, spec: &Spec, end: &End, protection: Protection, output: &
         truncated: false,
         output_bytes: 0,
         exceeded: Vec::new(),
-        protection: Some(protection),
+        protection,
     };
     let code = match end {
-        End::Exited(exited) => {
+        End::Exited(mut exited) => {
+            exited.exceeded.extend(exceeded);
             outcome.duration_ms = exited.duration_us / 1000;
             outcome.timed_out = exited.ended_by == EndedBy::Timeout;
             outcome.output_bytes = exited.stdout_bytes.saturating_add(exited.stderr_bytes);
-            outcome.truncated = spec.output.is_some_and(|most| outcome.output_bytes > most.0);
+            outcome.truncated = terms.output.is_some_and(|most| outcome.output_bytes > most.0);
             outcome.exceeded.clone_from(&exited.exceeded);
             match exited.status {
                 ExitStatus::Code(code) => outcome.exit_code = code,
                 ExitStatus::Signal(signal) => outcome.signal = Some(format!("SIG{signal}")),
             }
-            tell_limits(spec, exited, &outcome, output);
+            tell_limits(terms, &exited, &outcome, output);
             match (exited.ended_by, exited.status) {
-                (EndedBy::Timeout, _) => timed_out(spec, output),
+                (EndedBy::Timeout, _) => timed_out(timeout, output),
                 (_, ExitStatus::Code(code)) => u8::try_from(code).unwrap_or(u8::MAX),
                 (_, ExitStatus::Signal(signal)) => exit::signalled(signal),
             }
@@ -422,54 +455,56 @@ fn conclude(run: &Run, spec: &Spec, end: &End, protection: Protection, output: &
                 | NotStartedReason::NoResources
                 | NotStartedReason::Other => exit::FAILED,
             };
-            let command = run.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+            let command = terms.name.map(OsStr::to_string_lossy).unwrap_or_default();
             output.note(&format!("cannot run {command}: {}", reason.message));
             outcome.exit_code = i32::from(code);
-            outcome.error = Some(reason.message.clone());
+            outcome.error = Some(reason.message);
             code
         }
-        End::TimedOut => {
+        End::TimedOut if late => {
             outcome.timed_out = true;
-            outcome.duration_ms = spec.timeout.map_or(0, milliseconds);
-            timed_out(spec, output)
+            outcome.duration_ms = timeout.map_or(0, milliseconds);
+            timed_out(timeout, output)
         }
+        // An end without a word of how: it was ended by somebody else, and nobody knows more.
+        End::TimedOut | End::Left(_) => exit::signalled(libc::SIGKILL),
         End::ReaderGone => exit::signalled(libc::SIGPIPE),
     };
     (code, outcome)
 }
 
 /// Says which limits the command ran into: what they do to it looks like anything else.
-fn tell_limits(spec: &Spec, exited: &Exited, outcome: &Outcome, output: &mut Output) {
-    if outcome.exceeded.contains(&Exceeded::Memory) {
-        let memory = spec.memory;
-        output.note(&match exited.status {
-            ExitStatus::Signal(libc::SIGKILL) => format!("killed: memory limit {memory}"),
-            _ => format!("memory limit {memory}: a process of the command was killed"),
-        });
+fn tell_limits(terms: &Terms<'_>, exited: &Exited, outcome: &Outcome, output: &mut Output) {
+    if let Some(protection) = &outcome.protection {
+        if outcome.exceeded.contains(&Exceeded::Memory) {
+            let memory = protection.memory();
+            output.note(&match exited.status {
+                ExitStatus::Signal(libc::SIGKILL) => format!("killed: memory limit {memory}"),
+                _ => format!("memory limit {memory}: a process of the command was killed"),
+            });
+        }
+        if outcome.exceeded.contains(&Exceeded::Processes) {
+            let processes = protection.processes();
+            output.note(&format!("process limit {processes}: the command could not start more"));
+        }
     }
-    if outcome.exceeded.contains(&Exceeded::Processes) {
-        output.note(&format!("process limit {}: the command could not start more", spec.processes));
-    }
-    if let Some(most) = spec.output.filter(|_| outcome.truncated) {
+    if let Some(most) = terms.output.filter(|_| outcome.truncated) {
         let written = outcome.output_bytes;
         output.note(&format!("output limit {most}: the rest of {written} bytes was dropped"));
     }
 }
 
-fn timed_out(spec: &Spec, output: &mut Output) -> u8 {
-    let timeout = spec.timeout.unwrap_or_default();
+fn timed_out(timeout: Option<Duration>, output: &mut Output) -> u8 {
+    let timeout = timeout.unwrap_or_default();
     output.note(&format!("killed: timeout {}", humantime::format_duration(timeout)));
     exit::TIMEOUT
 }
 
 /// What the sandbox was.
-fn report(sandbox: &Sandbox, protection: &Protection, spec: &Spec, output: &mut Output) {
-    let id = sandbox.id();
-    let group = match sandbox.cgroup() {
-        Some(path) => path.display().to_string(),
-        None => "none (no control group can be made here)".to_owned(),
-    };
-    output.note(&format!("sandbox {id}: {}; control group {group}", protection.describe(spec)));
+fn report(sandbox: &SandboxInfo, protection: &Protection, output: &mut Output) {
+    let group = sandbox.cgroup.as_deref().unwrap_or("none (no control group can be made here)");
+    let id = &sandbox.session_id;
+    output.note(&format!("sandbox {id}: {}; control group {group}", protection.describe()));
 }
 
 #[cfg(test)]

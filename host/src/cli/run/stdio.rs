@@ -12,7 +12,7 @@ const WAITING: usize = 4;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
+pub(in crate::cli) enum Stream {
     Stdout,
     Stderr,
 }
@@ -36,7 +36,7 @@ pub(super) struct ReaderGone;
 
 /// Whether our stdin is `/dev/null` (character device 1:3, Documentation/admin-guide/devices.txt):
 /// then it need not be read to be known.
-pub(super) fn stdin_is_null() -> bool {
+pub(in crate::cli) fn stdin_is_null() -> bool {
     use nix::sys::stat::{SFlag, fstat, major, minor};
     fstat(io::stdin()).is_ok_and(|stdin| {
         SFlag::from_bits_truncate(stdin.st_mode).contains(SFlag::S_IFCHR)

@@ -53,7 +53,7 @@ fn code_0() -> Vec<u8> {
 /// What becomes of taking part in a command of which the peer says this.
 async fn attaching(wire: &[Vec<u8>]) -> Result<(), GuestError> {
     against(&[&[able()], wire].concat(), async |stream| {
-        let mut connection = Connection::establish(stream).await?;
+        let connection = Connection::establish(stream).await?;
         let mut running = connection.attach(attach(Stdin::Stream), None)?;
         loop {
             match running.next().await? {
@@ -107,7 +107,7 @@ async fn who_attaches_has_the_credit_it_is_told_of_and_no_more() {
         (Stdin::Null, Some(1000), None),
     ] {
         against(&[able(), credit(1), attached(3, told)], async |stream| {
-            let mut connection = Connection::establish(stream).await.unwrap();
+            let connection = Connection::establish(stream).await.unwrap();
             let mut running = connection.attach(attach(asked), None).unwrap();
             // What is granted before the beginning counts for nothing.
             assert!(matches!(running.next().await.unwrap(), ExecEvent::StdinRoom(_)));
@@ -122,7 +122,7 @@ async fn who_attaches_has_the_credit_it_is_told_of_and_no_more() {
 #[tokio::test(start_paused = true)]
 async fn gaps_are_for_commands_that_are_kept() {
     against(&[able(), started(1), skipped(7), code_0()], async |stream| {
-        let mut connection = Connection::establish(stream).await.unwrap();
+        let connection = Connection::establish(stream).await.unwrap();
         let keep = Keep { command: 1, output_bytes: 1, back_pressure: false };
         let mut running = connection.exec(Exec { keep: Some(keep), ..exec() }).unwrap();
         assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
@@ -136,7 +136,7 @@ async fn gaps_are_for_commands_that_are_kept() {
 async fn an_agent_that_cannot_is_not_asked() {
     let keep = || Some(Keep { command: 1, output_bytes: 1, back_pressure: false });
     against(&[hello(PROTOCOL_VERSION)], async |stream| {
-        let mut connection = Connection::establish(stream).await.unwrap();
+        let connection = Connection::establish(stream).await.unwrap();
         let lacks = |error: GuestError| matches!(error, GuestError::Lacks { .. });
         assert!(lacks(connection.exec(Exec { keep: keep(), ..exec() }).map(drop).unwrap_err()));
         assert!(lacks(connection.attach(attach(Stdin::Null), None).map(drop).unwrap_err()));
@@ -147,7 +147,7 @@ async fn an_agent_that_cannot_is_not_asked() {
     .await;
     // Nor is one believed in that has not said hello when it is asked.
     against(&[hello(PROTOCOL_VERSION), started(1)], async |stream| {
-        let mut connection = Connection::begin(stream).unwrap();
+        let connection = Connection::begin(stream).unwrap();
         let mut running = connection.exec(Exec { keep: keep(), ..exec() }).unwrap();
         assert!(matches!(running.next().await, Err(GuestError::Lacks { capability: "keep" })));
     })
@@ -246,7 +246,7 @@ async fn simple_questions_have_simple_answers() {
                        "agent_rss_bytes": 4, "commands": 5});
     let stats = json(Kind::Reply, 4, &stats);
     against(&[able(), pong, forgotten, unknown, stats], async |stream| {
-        let mut connection = Connection::establish(stream).await.unwrap();
+        let connection = Connection::establish(stream).await.unwrap();
         connection.ping().await.unwrap();
         connection.forget(1).await.unwrap();
         let refused = connection.forget(1).await.unwrap_err();
@@ -272,7 +272,7 @@ async fn a_connection_is_taken_over_in_the_middle() {
     for already in [0, 1, 9, 50, all.len()] {
         let (already, rest) = all.split_at(already);
         against(&[rest.to_vec()], async |stream| {
-            let mut connection = Connection::resume(stream, Bytes::copy_from_slice(already));
+            let connection = Connection::resume(stream, Bytes::copy_from_slice(already));
             let mut running = connection.running(1, Stdin::Stream, None);
             assert_eq!(running.stdin_room(), Some(0));
             let event = running.next().await.unwrap();
@@ -288,7 +288,7 @@ async fn a_connection_is_taken_over_in_the_middle() {
     }
     // To what was attached there, likewise.
     against(&[attached(9, Some(10)), skipped(1), code_0()], async |stream| {
-        let mut connection = Connection::resume(stream, Bytes::new());
+        let connection = Connection::resume(stream, Bytes::new());
         let mut running = connection.running(1, Stdin::Stream, None);
         assert!(matches!(running.next().await.unwrap(), ExecEvent::Attached { from: 9 }));
         assert_eq!(running.stdin_room(), Some(10));
@@ -303,7 +303,7 @@ async fn a_connection_is_taken_over_in_the_middle() {
         raw(Kind::Event, 0, &[b' '; 300_000]),
     ] {
         let result = against(&[wrong], async |stream| {
-            let mut connection = Connection::resume(stream, Bytes::new());
+            let connection = Connection::resume(stream, Bytes::new());
             connection.running(1, Stdin::Null, None).next().await.map(drop)
         })
         .await;

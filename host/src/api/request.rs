@@ -1,0 +1,76 @@
+//! Reading requests: bounded, in time, and refused in our own words.
+
+use super::types::{Refusal, RefusalKind};
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// The largest request, in bytes: an argument vector and environment of the kernel's own limit fit.
+const MOST_REQUEST: usize = 4 << 20;
+
+/// How long the body of a request may take.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, message)
+}
+
+/// What a request's body asks for. Nothing at all is an empty object.
+#[derive(Debug)]
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Asked<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Asked<T>, Refusal> {
+        read(request.into_body()).await.map(Asked)
+    }
+}
+
+async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    let collected = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MOST_REQUEST).collect())
+        .await
+        .map_err(|_elapsed| invalid(format!("the request took longer than {} s", BODY_PATIENCE.as_secs())))?;
+    let bytes = match collected {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return Err(invalid(format!("the request is larger than {MOST_REQUEST} bytes")));
+        }
+        Err(error) => return Err(invalid(format!("the request cannot be read: {error}"))),
+    };
+    let json = if bytes.is_empty() { b"{}" } else { &*bytes };
+    serde_json::from_slice(json).map_err(|error| invalid(format!("the request does not fit: {error}")))
+}
+
+/// What a request's query asks for.
+#[derive(Debug)]
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Params<T>, Refusal> {
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(params)) => Ok(Params(params)),
+            Err(error) => Err(invalid(format!("the query does not fit: {}", error.body_text()))),
+        }
+    }
+}
+
+/// The name in a request's path.
+#[derive(Debug)]
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Named, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Named(name)),
+            Err(error) => Err(invalid(format!("the path does not fit: {}", error.body_text()))),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The daemon's end of the API: connections on a Unix socket.
+//!
+//! A client that says nothing, or does not read, costs a place among the connections that there may be and
+//! nothing else: the head and the body of a request have to come in time, and nobody waits for an answer
+//! to be read but the task that sends it.
+
+use super::client::VERSIONS;
+use super::operations;
+use super::service::{Peer, SOFTWARE, Service};
+use super::types::{API_VERSION, Caller, Refusal, RefusalKind};
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::SERVER;
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tower::Service as _;
+
+/// How many connections there may be at once.
+const MOST_CONNECTIONS: usize = 512;
+
+/// How long the head of a request may take.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long answers may take to be read once the daemon has nothing else to wait for.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to wait after the system refused a connection: it will again, at once.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is sent to who comes when all places are taken. They may not even read it.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nfirn-api: 1\r\ncontent-type: application/json\r\n\
+    connection: close\r\n\r\n{\"kind\":\"too-many\",\"message\":\"the daemon has too many connections\"}";
+
+/// Serves until the daemon is told to end, and then until nothing is under way.
+pub(crate) async fn serve(
+    listener: impl Deref<Target = UnixListener>,
+    service: Service,
+    connections: TaskTracker,
+) {
+    let router = router(service.clone());
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let end = service.end().clone();
+    loop {
+        let stream = tokio::select! {
+            () = end.drain.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let Some(caller) = admitted(&stream) else { continue };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            let _ = stream.try_write(FULL);
+            continue;
+        };
+        service.note_request();
+        let peer = Peer { caller, place: Arc::new(place) };
+        connections.spawn(connection(stream, peer, router.clone(), service.clone()));
+    }
+    // Nobody can come any more: not even wait to be accepted.
+    drop(listener);
+    connections.close();
+    let idle = async {
+        // In turns: what is under way may begin more.
+        service.work().close();
+        tokio::join!(service.work().wait(), service.manager().close());
+        let _ = tokio::time::timeout(FLUSH_PATIENCE, connections.wait()).await;
+    };
+    tokio::select! {
+        () = idle => {}
+        () = end.force.cancelled() => {
+            tracing::warn!("not waiting for what is under way");
+            // Sandboxes that end with their client are still to be ended.
+            let _ = tokio::time::timeout(FLUSH_PATIENCE, service.work().wait()).await;
+        }
+    }
+}
+
+/// Who is at the other end, if it may talk to us: the daemon's own user or root.
+fn admitted(stream: &UnixStream) -> Option<Caller> {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw() => {
+            Some(Caller { uid: peer.uid(), pid: peer.pid().unwrap_or_default() })
+        }
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused another user");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell who connects");
+            None
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, peer: Peer, router: Router, service: Service) {
+    let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        router.clone().call(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = service.end().drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that went away, or was too slow. It is its own business.
+        tracing::debug!(error = crate::causes::in_full(&error), "a connection ended early");
+    }
+}
+
+/// All that is served.
+pub(super) fn router(service: Service) -> Router {
+    let mut router = Router::new();
+    for operation in operations::all() {
+        router = router.route(&operation.full_path(), operation.handler);
+    }
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(from_fn_with_state(service.clone(), account))
+        .with_state(service)
+}
+
+/// Answers what no operation is there for: that of a client of another version.
+async fn unknown(method: Method, uri: Uri) -> Refusal {
+    let path = uri.path();
+    let message = format!("{SOFTWARE} has no {method} {path}: it is older or newer than its client");
+    Refusal::new(RefusalKind::Unsupported, message)
+}
+
+/// Says who answers, and counts.
+async fn account(State(service): State<Service>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    let path = path.as_ref().map_or("other", MatchedPath::as_str);
+    service.metrics().answered(&method, path, response.status());
+    let headers = response.headers_mut();
+    headers.insert(SERVER, HeaderValue::from_static(SOFTWARE));
+    headers.insert(HeaderName::from_static(VERSIONS), HeaderValue::from(API_VERSION));
+    response
+}
