@@ -6,7 +6,7 @@
 use crate::agent::{Agent, Role};
 use crate::kept::{Attachment, KeptError, Register};
 use crate::outgoing::Outgoing;
-use crate::{exec, log, processes, stats, worker};
+use crate::{exec, files, log, processes, stats, worker};
 use bytes::BytesMut;
 use firn_protocol::{
     Codec, Configure, Failure, FailureCode, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
@@ -89,7 +89,8 @@ impl Connection {
     }
 
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
-        let mut capabilities = vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes"];
+        let mut capabilities =
+            vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files"];
         if matches!(agent.role, Role::Init(_)) {
             capabilities.push("configure");
         }
@@ -149,6 +150,14 @@ impl Connection {
             Request::Processes => {
                 let own = agent.own_processes();
                 worker::run(agent, self, frame.id, move |_| processes::list(own)).await?
+            }
+            request @ (Request::FileStat(_)
+            | Request::FileList(_)
+            | Request::FileRead(_)
+            | Request::FileRemove(_)
+            | Request::ArchiveRead(_)
+            | Request::ArchiveWrite(_)) => {
+                worker::run(agent, self, frame.id, |line| files::work(request, line)).await?
             }
             Request::Shutdown => return self.shut_down(agent, frame.id).await,
         };

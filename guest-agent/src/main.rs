@@ -12,7 +12,7 @@
 //!   main ─▶ guest (init only: mounts, modules, power)
 //!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
 //!                        ├─▶ kept ─▶ exec: commands that outlive their connection
-//!                        ├─▶ worker ─▶ processes: what might block the agent
+//!                        ├─▶ worker ─▶ files, processes: what might block the agent
 //!                        └─▶ guest::configure, stats
 //! ```
 //!
@@ -22,6 +22,7 @@
 mod agent;
 mod connection;
 mod exec;
+mod files;
 mod guest;
 mod kept;
 mod listen;

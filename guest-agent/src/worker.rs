@@ -13,6 +13,7 @@
 use crate::agent::Agent;
 use crate::connection::{Connection, ConnectionError, failure};
 use crate::exec::{close_all_but, mark_for_death};
+use crate::outgoing::Outgoing;
 use crate::sys;
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
@@ -114,8 +115,11 @@ async fn relay(host: &mut Connection, mut line: Connection, id: RequestId) -> Re
     loop {
         let heard = poll_fn(|cx| {
             // A worker takes no more than it has granted, so what waits for it is no more than that.
-            if line.outgoing.waiting() > 0 && line.poll_flush(cx).is_ready() {
-                return Poll::Ready(Ok(Heard::Sent));
+            if line.outgoing.waiting() > 0
+                && let Poll::Ready(Err(_)) = line.poll_flush(cx)
+            {
+                // It has ended. What it said before is still to be heard.
+                line.outgoing = Outgoing::default();
             }
             if let Poll::Ready(frame) = host.poll_frame(cx) {
                 return Poll::Ready(Ok(Heard::Host(frame?.ok_or(ConnectionError::Closed)?)));
@@ -167,7 +171,6 @@ async fn relay(host: &mut Connection, mut line: Connection, id: RequestId) -> Re
 }
 
 /// A worker's end of the operation. Blocks.
-#[allow(dead_code, reason = "files come next")]
 pub(crate) struct Line {
     stream: UnixStream,
     id: RequestId,
@@ -176,7 +179,6 @@ pub(crate) struct Line {
     taken: u32,
 }
 
-#[allow(dead_code, reason = "files come next")]
 impl Line {
     fn send(&mut self, frame: Frame) -> io::Result<()> {
         let mut wire = BytesMut::new();

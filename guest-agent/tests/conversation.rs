@@ -22,7 +22,10 @@ fn the_agent_speaks_first_and_says_what_it_can() {
     let hello = agent.connect_silently().greet(PROTOCOL_VERSION);
     assert_eq!(hello.protocol, PROTOCOL_VERSION);
     assert!(hello.software.starts_with("firn-agent "));
-    assert_eq!(hello.capabilities, ["exec", "pty", "stats", "shutdown", "limits", "keep", "processes"]);
+    assert_eq!(
+        hello.capabilities,
+        ["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files"]
+    );
 }
 
 #[test]

@@ -22,12 +22,14 @@
 //! output. Input needs one thing more, because a cancel must be able to overtake stdin that nobody
 //! reads: the host sends stdin only against credit the agent has granted ([`Event::StdinCredit`]).
 
+mod files;
 mod frame;
 mod message;
 #[cfg(feature = "schema")]
 pub mod schema;
 mod text;
 
+pub use files::*;
 pub use frame::{Codec, Frame, FrameError, Kind, MAX_BODY, MAX_CHUNK, RequestId};
 pub use message::*;
 pub use text::Text;
@@ -59,3 +61,6 @@ pub const MAX_ENDED_OUTPUT: usize = 32 * 1024 * 1024;
 
 /// The most processes in a list.
 pub const MAX_PROCESSES: usize = 4096;
+
+/// The most entries of a folder in a list.
+pub const MAX_FILES: usize = 4096;

@@ -1,6 +1,6 @@
 //! The messages. Every field is documented where it stands; units are in the names.
 
-use crate::Text;
+use crate::{ArchiveSummary, ArchiveWrite, FileInfo, FileList, FileRead, FileRemove, FileTarget, Text};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "schema")]
@@ -42,6 +42,19 @@ pub enum Request {
     },
     /// Which processes there are. Answered by [`Reply::Processes`].
     Processes,
+    /// What a file is. Answered by [`Reply::FileInfo`].
+    FileStat(FileTarget),
+    /// What is in a folder, to which symbolic links are followed. Answered by [`Reply::FileList`].
+    FileList(FileTarget),
+    /// Answered by the content as output, and [`Reply::FileSent`].
+    FileRead(FileRead),
+    /// Answered by [`Reply::FileRemoved`].
+    FileRemove(FileRemove),
+    /// Packs a file or folder, itself if it is a symbolic link, under its own name. Answered by a tar
+    /// stream as output, and [`Reply::ArchiveSent`].
+    ArchiveRead(FileTarget),
+    /// Takes a tar stream as stdin. Answered by [`Reply::ArchiveUnpacked`].
+    ArchiveWrite(ArchiveWrite),
     /// Answered by [`Reply::Stats`].
     Stats,
     /// Ends all commands, writes back all shares, and powers the guest off after
@@ -340,6 +353,21 @@ pub enum Reply {
     Forgotten,
     /// To [`Request::Processes`].
     Processes(Processes),
+    /// To [`Request::FileStat`].
+    FileInfo(FileInfo),
+    /// To [`Request::FileList`].
+    FileList(FileList),
+    /// To [`Request::FileRead`].
+    FileSent {
+        /// How many bytes were sent.
+        bytes: u64,
+    },
+    /// To [`Request::FileRemove`].
+    FileRemoved,
+    /// To [`Request::ArchiveRead`].
+    ArchiveSent(ArchiveSummary),
+    /// To [`Request::ArchiveWrite`].
+    ArchiveUnpacked(ArchiveSummary),
     /// To [`Request::Stats`].
     Stats(Stats),
     /// To [`Request::Shutdown`]: all shares are written back.
@@ -554,6 +582,8 @@ pub enum FailureCode {
     Failed,
     /// There is no such thing, or no more.
     NotFound,
+    /// The user has no right to it.
+    Denied,
     /// There are as many as there may be.
     TooMany,
     /// The host cancelled it ([`Input::Cancel`]).

@@ -16,7 +16,7 @@ mod supervised;
 mod supervisor;
 mod tree;
 
-pub(crate) use accounts::{Accounts, Home};
+pub(crate) use accounts::{Accounts, Home, is_own};
 pub(crate) use pump::run;
 pub(crate) use report::Order;
 pub(crate) use supervisor::{close_all_but, mark_for_death};
