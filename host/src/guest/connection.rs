@@ -34,7 +34,7 @@ const HANDSHAKE: &str = "the handshake";
 const NEEDED: [&str; 2] = ["exec", "limits"];
 
 /// What else an agent may be able to do, for who wants it.
-const OPTIONAL: [&str; 2] = ["keep", "processes"];
+const OPTIONAL: [&str; 3] = ["keep", "processes", "files"];
 
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
@@ -357,7 +357,11 @@ impl Connection {
         .await
     }
 
-    fn request(&mut self, request: &Request, during: &'static str) -> Result<RequestId, GuestError> {
+    pub(super) fn request(
+        &mut self,
+        request: &Request,
+        during: &'static str,
+    ) -> Result<RequestId, GuestError> {
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let id = self.last_id;
         self.post(Kind::Request, id, request, during)?;

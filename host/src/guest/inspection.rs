@@ -16,8 +16,8 @@ use std::time::Duration;
 /// How long the agent may take for an answer. It has nothing to wait for.
 pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
-/// The longest list of processes, in bytes.
-const LONGEST_LIST: usize = 1 << 20;
+/// The longest list, in bytes.
+pub(super) const LONGEST_LIST: usize = 1 << 20;
 
 impl Connection {
     /// Asks whether the agent lives.
@@ -69,7 +69,8 @@ impl Connection {
     }
 }
 
-fn absurd(during: &'static str, what: &str) -> GuestError {
+/// The error for what cannot be.
+pub(super) fn absurd(during: &'static str, what: &str) -> GuestError {
     GuestError::Unexpected { during, what: what.to_owned() }
 }
 

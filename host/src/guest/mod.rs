@@ -7,6 +7,7 @@
 mod connection;
 mod dialer;
 mod exec;
+mod files;
 mod inspection;
 pub(crate) mod vsock;
 mod words;
@@ -17,3 +18,4 @@ mod tests;
 pub(crate) use connection::{Connection, GuestError};
 pub(crate) use dialer::Dialer;
 pub(crate) use exec::{ExecEvent, Running};
+pub(crate) use files::{Transfer, TransferEvent};

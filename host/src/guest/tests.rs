@@ -5,6 +5,7 @@
 //! paused: what waits for a deadline takes no time.
 
 mod attacks;
+mod files;
 mod kept;
 
 use super::{Connection, ExecEvent, GuestError, Running};

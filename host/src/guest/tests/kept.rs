@@ -17,7 +17,7 @@ fn able() -> Vec<u8> {
 }
 
 /// The host's part, with a peer that says all this whatever it hears.
-async fn against<T>(wire: &[Vec<u8>], host: impl AsyncFnOnce(UnixStream) -> T) -> T {
+pub(super) async fn against<T>(wire: &[Vec<u8>], host: impl AsyncFnOnce(UnixStream) -> T) -> T {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_read, mut write) = theirs.into_split();
     let talk = async {
