@@ -17,6 +17,8 @@ use firn_protocol::{
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::{CStr, CString, OsStr};
@@ -138,6 +140,9 @@ fn become_user(target: &FileTarget) -> Result<PathBuf, FilesError> {
         let identity = Accounts::read(true).identity(user).map_err(|_unknown| FilesError::User)?;
         let own = crate::exec::is_own(&identity);
         identity.assume(own).map_err(FilesError::Identity)?;
+        // The change of user has undone both, and this is a copy of the agent's memory.
+        let _ = prctl::set_dumpable(false);
+        let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     }
     Ok(path.to_owned())
 }

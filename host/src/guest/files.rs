@@ -190,7 +190,7 @@ impl Transfer<'_> {
                 Ok(TransferEvent::Read)
             }
             (Reply::ArchiveSent(summary), Role::Pack)
-                if self.received % BLOCK == 0 && summary.bytes <= self.received =>
+                if self.received.is_multiple_of(BLOCK) && summary.bytes <= self.received =>
             {
                 Ok(TransferEvent::Archived(summary))
             }
