@@ -85,7 +85,10 @@ fuzz: ## Fuzz the protocol's decoder for FUZZ_SECONDS (60)
 	cd protocol && RUSTC_BOOTSTRAP=1 cargo-fuzz fuzz run decoder fuzz/corpus/decoder fuzz/seeds/decoder \
 	    -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1
 
-install: build ## Install firn, firn-agent and shell completions to PREFIX (/usr/local)
+# The units name the program by its whole path.
+SYSTEMD_UNITS = system/firn.service system/firn.socket user/firn.service user/firn.socket
+
+install: build ## Install firn, firn-agent, completions and systemd units to PREFIX (/usr/local)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(OUT)/firn $(OUT)/firn-agent
 	@mkdir -p $(OUT)/completions
 	$(OUT)/firn completions bash >$(OUT)/completions/firn
@@ -94,6 +97,11 @@ install: build ## Install firn, firn-agent and shell completions to PREFIX (/usr
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(OUT)/completions/firn
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(OUT)/completions/_firn
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(OUT)/completions/firn.fish
+	@for unit in $(SYSTEMD_UNITS); do \
+	    mkdir -p $(OUT)/systemd/$${unit%/*} $(DESTDIR)$(PREFIX)/lib/systemd/$${unit%/*} && \
+	    sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/systemd/$$unit >$(OUT)/systemd/$$unit && \
+	    install -m 644 $(OUT)/systemd/$$unit $(DESTDIR)$(PREFIX)/lib/systemd/$$unit || exit 1; \
+	done
 
 clean: ## Remove what was built
 	$(CARGO) clean
