@@ -8,6 +8,7 @@
 //! A command's streams are the protocol's own frames on an upgraded connection: see [`types::Notice`].
 
 pub(crate) mod client;
+mod files;
 mod metrics;
 pub(crate) mod operations;
 pub(crate) mod phase;

@@ -4,8 +4,11 @@ use super::types::{Refusal, RefusalKind};
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
+use firn_protocol::Text;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::time::Duration;
 
 /// The largest request, in bytes: an argument vector and environment of the kernel's own limit fit.
@@ -58,6 +61,40 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
             Err(error) => Err(invalid(format!("the query does not fit: {}", error.body_text()))),
         }
     }
+}
+
+/// The path of the sandbox's that a request's query names, `path=`: any bytes.
+#[derive(Debug)]
+pub(super) struct SandboxPath(pub(super) Text);
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<SandboxPath, Refusal> {
+        let mut fields = parts.uri.query().unwrap_or_default().split('&');
+        let path = fields
+            .find_map(|field| field.strip_prefix("path="))
+            .and_then(decode)
+            .filter(|path| path.starts_with(b"/"))
+            .ok_or_else(|| invalid("the query needs an absolute path, percent-encoded: path=%2Fetc"))?;
+        Ok(SandboxPath(OsString::from_vec(path).into()))
+    }
+}
+
+/// Undoes percent-encoding (RFC 3986, section 2.1).
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    Some(decoded)
 }
 
 /// The name in a request's path.

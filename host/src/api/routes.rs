@@ -1,9 +1,10 @@
 //! What serves each operation. No decisions are made here: a request is read, the manager is asked, and
 //! what it says is written.
 
+use super::files;
 use super::phase::{Stopwatch, describe};
 use super::relay;
-use super::request::{Asked, Named, Params};
+use super::request::{Asked, Named, Params, SandboxPath};
 use super::service::{Peer, Service};
 use super::stream::FRAMES;
 use super::types::{
@@ -20,7 +21,6 @@ use axum::http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use firn_protocol::Text;
 use hyper::upgrade::OnUpgrade;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -71,10 +71,11 @@ pub(super) struct LogsQuery {
     follow: bool,
 }
 
-/// The query of `GET` and `PUT /v1/sandboxes/{id}/archive`.
-#[derive(Debug, Deserialize, JsonSchema)]
+/// The query of `GET` and `PUT /v1/sandboxes/{id}/archive`, which [`SandboxPath`] reads.
+#[derive(Debug, JsonSchema)]
+#[expect(dead_code, reason = "it is described, and read byte by byte")]
 pub(super) struct ArchiveQuery {
-    /// Where in the sandbox: absolute.
+    /// Where in the sandbox: absolute. Any bytes, percent-encoded.
     path: String,
 }
 
@@ -115,7 +116,7 @@ async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refusal> {
     Asked::<T>::from_request(request, &()).await.map(|Asked(asked)| asked)
 }
 
-fn typed(media_type: &'static str, body: impl Into<Body>) -> Response {
+pub(super) fn typed(media_type: &'static str, body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static(media_type))], body.into()).into_response()
 }
 
@@ -374,20 +375,19 @@ pub(super) async fn console(State(service): State<Service>, Named(id): Named) ->
 pub(super) async fn archive(
     State(service): State<Service>,
     Named(id): Named,
-    Params(query): Params<ArchiveQuery>,
+    SandboxPath(path): SandboxPath,
 ) -> Result<Response, Refusal> {
-    let _ = (find(&service, &id)?, Text::from(query.path));
-    Err(Refusal::new(RefusalKind::Unsupported, "files cannot be copied yet"))
+    files::pack(&service, &find(&service, &id)?, path).await
 }
 
 pub(super) async fn unpack(
     State(service): State<Service>,
     Named(id): Named,
-    Params(query): Params<ArchiveQuery>,
-    _request: Request,
-) -> Result<Response, Refusal> {
-    let _ = (find(&service, &id)?, Text::from(query.path));
-    Err(Refusal::new(RefusalKind::Unsupported, "files cannot be copied yet"))
+    SandboxPath(path): SandboxPath,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
+    files::unpack(&service, &find(&service, &id)?, path, request.into_body()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn events(

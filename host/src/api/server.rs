@@ -35,6 +35,9 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long answers may take to be read once the daemon has nothing else to wait for.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long sandboxes may take to end, once they are not waited for any more.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long to wait after the system refused a connection: it will again, at once.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,19 +78,27 @@ pub(crate) async fn serve(
     // Nobody can come any more: not even wait to be accepted.
     drop(listener);
     connections.close();
+    service.manager().stop_creating();
     let idle = async {
-        // In turns: what is under way may begin more.
         service.work().close();
-        tokio::join!(service.work().wait(), service.manager().close());
+        service.work().wait().await;
         let _ = tokio::time::timeout(FLUSH_PATIENCE, connections.wait()).await;
     };
     tokio::select! {
         () = idle => {}
         () = end.force.cancelled() => {
             tracing::warn!("not waiting for what is under way");
-            // Sandboxes that end with their client are still to be ended.
+            // Those whose sandboxes end with them may still see to that.
             let _ = tokio::time::timeout(FLUSH_PATIENCE, service.work().wait()).await;
         }
+    }
+    // Sandboxes that end with the daemon are ended, and the others left alone.
+    tokio::select! {
+        () = service.manager().close() => {}
+        () = async {
+            end.force.cancelled().await;
+            tokio::time::sleep(CLOSE_PATIENCE).await;
+        } => tracing::warn!("some sandboxes are left to the next daemon"),
     }
 }
 

@@ -32,9 +32,8 @@ pub(crate) const LOG: &str = "daemon.log";
 /// How long a daemon may take until it accepts. It takes over what an earlier one has left.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often, and how far apart, it is tried to reach a daemon that somebody else has started.
-const ATTEMPTS: u32 = 40;
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+/// How long to wait for a daemon that somebody else has started, or that is stopping, before another try.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
 /// How much of the log is shown of a daemon that did not come up, in bytes.
 const TAIL: u64 = 2000;
@@ -102,24 +101,34 @@ pub(super) async fn connect(config: &Config) -> Result<UnixStream, StartError> {
     }
     let log = config.state_dir.join(LOG);
     let start = fs::metadata(&log).map_or(0, |log| log.len());
-    let ended = |log: PathBuf| StartError::Ended { said: end_of(&log, start), log };
-    match tokio::time::timeout(PATIENCE, start_and_wait(&log)).await {
-        // One that ended without a word has found another, which may not accept yet.
-        Ok(ready) => {
-            let attempts = if ready? { 1 } else { ATTEMPTS };
-            for _ in 0..attempts {
-                if let Some(stream) = attempt(&config.socket).await? {
-                    return Ok(stream);
-                }
-                if !end_of(&log, start).is_empty() {
-                    break;
-                }
-                tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+    let started = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let outcome = start_and_wait(&log).await?;
+            if let Some(stream) = attempt(&config.socket).await? {
+                return Ok(stream);
             }
-            Err(ended(log))
+            let said = end_of(&log, start);
+            match outcome {
+                // It has found another, which does not accept yet, or not any more.
+                Outcome::Silent => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+                Outcome::Ready | Outcome::Failed => {
+                    return Err(StartError::Ended { said, log: log.clone() });
+                }
+            }
         }
-        Err(_elapsed) => Err(StartError::Late { said: end_of(&log, start), log }),
-    }
+    });
+    started.await.unwrap_or_else(|_elapsed| Err(StartError::Late { said: end_of(&log, start), log }))
+}
+
+/// How a daemon that was started did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It accepts.
+    Ready,
+    /// It ended, as one does that is not needed.
+    Silent,
+    /// It could not come up.
+    Failed,
 }
 
 async fn attempt(socket: &Path) -> Result<Option<UnixStream>, StartError> {
@@ -130,14 +139,14 @@ async fn attempt(socket: &Path) -> Result<Option<UnixStream>, StartError> {
     }
 }
 
-/// Whether it said that it accepts, before it ended.
-async fn start_and_wait(log: &Path) -> Result<bool, StartError> {
+/// Starts one, and waits until it accepts or ends.
+async fn start_and_wait(log: &Path) -> Result<Outcome, StartError> {
     let stderr =
         OpenOptions::new().append(true).create(true).mode(0o600).open(log).map_err(failed("open", log))?;
     let (ready, to_ready) = io::pipe().map_err(StartError::Execute)?;
     let us = std::env::current_exe().map_err(StartError::Execute)?;
     // It makes itself a session of its own: with ours it would get the signals of our terminal.
-    Command::new(us)
+    let mut daemon = Command::new(us)
         .args(["daemon", "--autostarted"])
         .current_dir("/")
         .stdin(Stdio::null())
@@ -149,10 +158,16 @@ async fn start_and_wait(log: &Path) -> Result<bool, StartError> {
     let mut said = Vec::new();
     while !said.ends_with(READY) {
         if ready.read_buf(&mut said).await.map_err(StartError::Execute)? == 0 {
-            return Ok(false);
+            // Its end of the pipe is closed by its end.
+            let status = tokio::task::spawn_blocking(move || daemon.wait())
+                .await
+                .map_err(io::Error::other)
+                .and_then(|status| status)
+                .map_err(StartError::Execute)?;
+            return Ok(if status.success() { Outcome::Silent } else { Outcome::Failed });
         }
     }
-    Ok(true)
+    Ok(Outcome::Ready)
 }
 
 /// What was written to a log since it was so long, the last of it.
