@@ -53,6 +53,9 @@ pub(crate) struct CreateRequest {
     /// Programs that it must have, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) with: Vec<String>,
+    /// What these programs together are called. Absent: `custom:` and their names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) profile: Option<String>,
     /// Processors: `2`, or `0.5` in a jail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpus: Option<String>,

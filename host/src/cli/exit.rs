@@ -9,7 +9,10 @@
 //! | 127 | the command was not found, as shells say it |
 //! | 128+n | signal n ended the command, as shells say it |
 //! | 2 | the command line is wrong |
+//!
+//! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from.
 
+use super::create::CreateError;
 use super::image::ImageCommandError;
 use crate::api::client::ClientError;
 use crate::api::refusal::config_hint;
@@ -26,6 +29,8 @@ use std::io;
 const ERROR: u8 = 1;
 /// The command line is wrong.
 pub(super) const USAGE: u8 = 2;
+/// A verb that runs no command failed.
+const PLAIN: u8 = 1;
 /// `--timeout` ran out.
 pub(super) const TIMEOUT: u8 = 124;
 /// firn failed.
@@ -55,6 +60,9 @@ pub(super) enum Failed {
     /// The daemon did not do it.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A sandbox cannot be asked for.
+    #[error(transparent)]
+    Create(#[from] CreateError),
     /// The stream of a command failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -82,6 +90,14 @@ pub(super) enum Failed {
 }
 
 impl Failed {
+    /// The exit code of a verb that runs no command.
+    pub(super) fn plain_code(&self) -> u8 {
+        match self {
+            Failed::Signal(signal) => signalled(*signal),
+            _ => PLAIN,
+        }
+    }
+
     /// The exit code.
     pub(super) fn code(&self) -> u8 {
         match self {

@@ -1,12 +1,30 @@
 //! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
 mod attach;
+mod create;
 mod daemon;
+mod destroy;
+mod duration;
+mod events;
 mod exec;
 mod exit;
 mod image;
+mod lease;
+mod list;
+mod logs;
+mod manage;
 mod output;
+mod pause;
+mod prune;
+mod ps;
+mod rename;
 mod run;
+mod stats;
+mod status;
+mod stop;
+mod table;
+mod update;
+mod version;
 
 use crate::api::client::Client;
 use crate::api::phase::describe_step;
@@ -49,6 +67,8 @@ enum Command {
     Exec(Box<exec::Exec>),
     Enter(exec::Enter),
     Attach(attach::Attach),
+    #[command(flatten)]
+    Manage(manage::Verb),
     Daemon(daemon::Daemon),
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
@@ -79,11 +99,12 @@ pub fn main() -> ExitCode {
         }
     };
     let mut output = Output::standard();
+    let runs_none = matches!(cli.command, Command::Manage(_));
     match dispatch(cli, &mut output) {
         Ok(code) => ExitCode::from(code),
         Err(failed) => {
             output.failure(&failed);
-            ExitCode::from(failed.code())
+            ExitCode::from(if runs_none { failed.plain_code() } else { failed.code() })
         }
     }
 }
@@ -115,6 +136,7 @@ fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u
         Command::Enter(enter) => enter.run(configure(no_autostart)?, output),
         Command::Attach(attach) => attach.run(configure(no_autostart)?, output),
         Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
+        Command::Manage(verb) => verb.run(configure(no_autostart)?, output),
         Command::Image(args) => {
             let config = Config::read()?;
             let images = Images::new(&config.cache_dir);

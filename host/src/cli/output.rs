@@ -4,6 +4,7 @@
 use super::exit::Failed;
 use crate::causes::in_full;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -33,6 +34,49 @@ impl Output {
     pub(super) fn note(&mut self, line: &str) {
         self.clear();
         eprintln!("firn: {}", printable(line));
+    }
+
+    /// A line of a verb's own on stderr, which is its whole answer.
+    pub(super) fn say(&mut self, line: &str) {
+        self.clear();
+        eprintln!("{}", printable(line));
+    }
+
+    /// Writes a value to stdout, as JSON for people to read too.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failed> {
+        let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Failed::Stdout(error.into()))?;
+        bytes.push(b'\n');
+        self.stdout(&bytes)
+    }
+
+    /// Writes a value to stdout, as one line of JSON.
+    pub(super) fn json_line(&mut self, value: &impl Serialize) -> Result<(), Failed> {
+        let mut bytes = serde_json::to_vec(value).map_err(|error| Failed::Stdout(error.into()))?;
+        bytes.push(b'\n');
+        self.stdout(&bytes)
+    }
+
+    /// Shows `text` on stdout's terminal instead of what it shows.
+    pub(super) fn redraw(&mut self, text: &str) -> Result<(), Failed> {
+        // To the upper left; each line to its end; what is below (ECMA-48: CUP, EL, ED).
+        let lines = text.replace('\n', "\x1b[K\n");
+        self.stdout(format!("\x1b[H{lines}\x1b[J").as_bytes())
+    }
+
+    /// Does something with each of `ids`, and goes on when it fails with one. The exit code.
+    pub(super) async fn each(
+        &mut self,
+        ids: &[String],
+        mut work: impl AsyncFnMut(&str, &mut Output) -> Result<(), Failed>,
+    ) -> Result<u8, Failed> {
+        let mut code = 0;
+        for id in ids {
+            if let Err(failed) = work(id, self).await {
+                self.failure(&failed);
+                code = failed.plain_code();
+            }
+        }
+        Ok(code)
     }
 
     /// What is under way. Shown on a terminal, once it takes long.
@@ -80,6 +124,6 @@ impl Output {
 }
 
 /// Text that may come from a guest, without what a terminal would obey.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|character| matches!(character, '\n' | '\t') || !character.is_control()).collect()
 }

@@ -225,6 +225,36 @@ impl Protection {
         })
     }
 
+    /// What was asked for and what was given, in words: names and values, for people.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
+        let IsolationReport { requested, effective, vmm, accelerator, degraded, reason } = &self.isolation;
+        let both = |asked: &str, given: &str| match asked == given {
+            true => given.to_owned(),
+            false => format!("{given}, {asked} asked for"),
+        };
+        let how =
+            [vmm, accelerator].into_iter().flatten().map(|word| format!(", {word}")).collect::<String>();
+        let degraded = if *degraded { ", degraded" } else { "" };
+        let mut rows = vec![("Isolated by:", both(requested, effective) + &how + degraded)];
+        rows.extend(reason.clone().map(|reason| ("Because:", reason)));
+        rows.push(("Network is:", both(&self.network.requested, &self.network.effective)));
+        let Limits { memory, processes, disk, cpus, time, output } = &self.limits;
+        let of = |shown: String, by: &str| match by {
+            NOBODY => format!("{shown} asked for, kept by nobody"),
+            by => format!("{shown}, kept by {by}"),
+        };
+        rows.push(("Memory:", of(Size(memory.requested).to_string(), &memory.by)));
+        rows.push(("Processes:", of(processes.requested.to_string(), &processes.by)));
+        rows.push(("Disk:", of(Size(disk.requested).to_string(), &disk.by)));
+        rows.extend(cpus.as_ref().map(|cpus| ("Processors:", of(cpus.requested.to_string(), &cpus.by))));
+        rows.extend(time.as_ref().map(|time| {
+            let shown = humantime::format_duration(Duration::from_millis(time.requested)).to_string();
+            ("Time:", of(shown, &time.by))
+        }));
+        rows.extend(output.as_ref().map(|size| ("Output:", of(Size(size.requested).to_string(), &size.by))));
+        rows
+    }
+
     /// In words, for people.
     pub(crate) fn describe(&self) -> String {
         let IsolationReport { requested, effective, vmm, accelerator, degraded, .. } = &self.isolation;
