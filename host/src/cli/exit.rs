@@ -12,6 +12,7 @@
 //!
 //! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from.
 
+use super::cp::CopyError;
 use super::create::CreateError;
 use super::image::ImageCommandError;
 use crate::api::client::ClientError;
@@ -63,6 +64,9 @@ pub(super) enum Failed {
     /// A sandbox cannot be asked for.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// Files were not copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// The stream of a command failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -94,6 +98,7 @@ impl Failed {
     pub(super) fn plain_code(&self) -> u8 {
         match self {
             Failed::Signal(signal) => signalled(*signal),
+            Failed::Copy(CopyError::Sides) => USAGE,
             _ => PLAIN,
         }
     }

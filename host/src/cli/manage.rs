@@ -3,7 +3,7 @@
 
 use super::exit::Failed;
 use super::output::Output;
-use super::{create, destroy, events, lease, list, logs, pause, prune, ps, rename, stats, status, stop};
+use super::{cp, create, destroy, events, lease, list, logs, pause, prune, ps, rename, stats, status, stop};
 use super::{update, version};
 use crate::config::Config;
 
@@ -17,6 +17,7 @@ pub(super) enum Verb {
     Stats(stats::Stats),
     Logs(logs::Logs),
     Events(events::Events),
+    Cp(cp::Cp),
     Pause(pause::Pause),
     Resume(pause::Resume),
     Rename(rename::Rename),
@@ -39,6 +40,7 @@ impl Verb {
             Verb::Stats(stats) => stats.run(client, output).await,
             Verb::Logs(logs) => logs.run(client, output).await,
             Verb::Events(events) => events.run(client, output).await,
+            Verb::Cp(cp) => cp.run(client, output).await,
             Verb::Pause(pause) => pause.run(client, output).await,
             Verb::Resume(resume) => resume.run(client, output).await,
             Verb::Rename(rename) => rename.run(client, output).await,

@@ -1,6 +1,7 @@
 //! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
 mod attach;
+mod cp;
 mod create;
 mod daemon;
 mod destroy;

@@ -1,0 +1,418 @@
+//! `firn cp`: files and folders between a sandbox and the host.
+//!
+//! ```text
+//!   archive ── chunks ──▶ a queue ──▶ unpack (a thread) ──▶ the host's files
+//!   the host's files ──▶ pack (a thread) ──▶ a queue ── body ──▶ archive
+//! ```
+//!
+//! Where copies go, and what they are called, is what `docker cp` does.
+
+mod pack;
+mod tar;
+mod unpack;
+
+use super::exit::Failed;
+use super::output::Output;
+use crate::api::client::{Chunks, Client, ClientError};
+use crate::api::types::RefusalKind;
+use axum::body::Body;
+use bytes::{Buf as _, Bytes, BytesMut};
+use firn_protocol::Text;
+use pack::PackError;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal as _, Read, Write};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use tar::{Kind, Reader, TarError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use unpack::{Destination, UnpackError};
+
+/// How many chunks may wait to be written, or to be sent.
+const WAITING: usize = 4;
+
+/// The size of a chunk that is sent.
+const CHUNK: usize = 64 * 1024;
+
+/// How many of the things that are left out are named.
+const NAMED: usize = 10;
+
+/// Copy files and folders between a sandbox and this host
+///
+/// One of the two is SANDBOX:PATH, whose PATH is seen from /; the other is a path of this host, or - for a
+/// tar archive on stdin or stdout. What is copied goes into DST if that is a folder, and becomes DST
+/// otherwise; of SRC/. only what is in it is copied. Links are copied as links. A host's path that holds a
+/// colon is written with a slash before it, as ./a:b.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    firn cp build:/workspace/out.tar .         from the sandbox, into this folder\n  \
+    firn cp ./src build:/workspace             a folder, as /workspace/src\n  \
+    firn cp ./src/. build:/workspace           what is in it, into /workspace\n  \
+    firn cp build:/var/log - | tar -t          an archive on stdout\n  \
+    tar -c src | firn cp - build:/workspace    one on stdin, unpacked in /workspace")]
+pub(super) struct Cp {
+    /// What is copied.
+    #[arg(value_name = "SRC")]
+    source: OsString,
+
+    /// Where it goes.
+    #[arg(value_name = "DST")]
+    destination: OsString,
+}
+
+/// Files were not copied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    /// Which way is it to go?
+    #[error("one of SRC and DST must be SANDBOX:PATH, and the other a path of this host")]
+    Sides,
+    /// The archive could not be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The files could not be read.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// What the sandbox sent is no archive.
+    #[error(transparent)]
+    Archive(#[from] TarError),
+    /// A folder where a file is, or a file in a folder that is not there.
+    #[error("cannot copy {source_path:?} to {target:?} in the sandbox: {reason}")]
+    Target {
+        /// What was to be copied.
+        source_path: PathBuf,
+        /// Where.
+        target: Text,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// An archive is not for reading.
+    #[error("an archive is not written to a terminal")]
+    Terminal,
+    /// A thread panicked.
+    #[error("copying ended unexpectedly")]
+    Panicked,
+}
+
+/// One end of a copy.
+#[derive(Debug, PartialEq, Eq)]
+enum Side {
+    /// `SANDBOX:PATH`.
+    Sandbox {
+        /// Which sandbox.
+        id: String,
+        /// Absolute.
+        path: OsString,
+    },
+    /// A path of the host's.
+    Host(PathBuf),
+    /// `-`.
+    Stream,
+}
+
+impl Side {
+    /// A path that begins with a dot or a slash, or has a slash before its first colon, is the host's.
+    fn parse(text: &OsStr) -> Side {
+        let bytes = text.as_bytes();
+        if bytes == b"-" {
+            return Side::Stream;
+        }
+        let colon = bytes.iter().position(|byte| matches!(byte, b':' | b'/')).filter(|at| bytes[*at] == b':');
+        let id = colon.and_then(|at| std::str::from_utf8(&bytes[..at]).ok()).filter(|id| !id.is_empty());
+        match (id, colon) {
+            (Some(id), Some(at)) if !id.starts_with('.') => {
+                let path = &bytes[at + 1..];
+                let root: &[u8] = if path.starts_with(b"/") { b"" } else { b"/" };
+                Side::Sandbox { id: id.to_owned(), path: OsString::from_vec([root, path].concat()) }
+            }
+            _ => Side::Host(text.into()),
+        }
+    }
+}
+
+/// Whether only what is in a folder is meant: `.`, or something that ends with `/.`.
+fn means_contents(path: &OsStr) -> bool {
+    path == "." || path.as_bytes().ends_with(b"/.")
+}
+
+/// The name that a copy of `path` gets. None: only what is in it is copied.
+fn name(path: &OsStr) -> Option<&OsStr> {
+    if means_contents(path) { None } else { Path::new(path).file_name() }
+}
+
+impl Cp {
+    pub(super) async fn run(&self, client: &Client, output: &mut Output) -> Result<u8, Failed> {
+        let left_out = match (Side::parse(&self.source), Side::parse(&self.destination)) {
+            (Side::Sandbox { id, path }, Side::Host(to)) => out_of(client, &id, path, to).await?,
+            (Side::Sandbox { id, path }, Side::Stream) => {
+                if io::stdout().is_terminal() {
+                    return Err(CopyError::Terminal.into());
+                }
+                let mut archive = client.archive(&id, &Text::from(path)).await?;
+                while let Some(chunk) = archive.next().await? {
+                    output.stdout(&chunk)?;
+                }
+                LeftOut::default()
+            }
+            (Side::Host(from), Side::Sandbox { id, path }) => into(client, from, &id, path).await?,
+            (Side::Stream, Side::Sandbox { id, path }) => {
+                let stdin = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), CHUNK);
+                client.unpack(&id, &Text::from(path), Body::from_stream(stdin)).await?;
+                LeftOut::default()
+            }
+            _ => return Err(CopyError::Sides.into()),
+        };
+        left_out.tell(output);
+        Ok(0)
+    }
+}
+
+/// What was not copied, because it is neither file, folder nor link.
+#[derive(Debug, Default)]
+struct LeftOut {
+    first: Vec<OsString>,
+    count: u64,
+}
+
+impl LeftOut {
+    fn add(&mut self, name: &OsStr) {
+        self.count += 1;
+        if self.first.len() < NAMED {
+            self.first.push(name.to_owned());
+        }
+    }
+
+    fn tell(&self, output: &mut Output) {
+        for name in &self.first {
+            output.note(&format!("left out: {name:?} is neither a file, a folder nor a link"));
+        }
+        let more = self.count - self.first.len() as u64;
+        if more > 0 {
+            output.note(&format!("left out: {more} more"));
+        }
+    }
+}
+
+/// Copies out of a sandbox.
+async fn out_of(client: &Client, id: &str, path: OsString, to: PathBuf) -> Result<LeftOut, Failed> {
+    let mut archive = client.archive(id, &Text::from(wanted(&path))).await?;
+    let (queue, chunks) = mpsc::channel(WAITING);
+    let unpacking = std::thread::spawn(move || {
+        let mut left_out = LeftOut::default();
+        let land = |kind: &Kind| Destination::choose(&to, name(&path), kind);
+        unpack::unpack(Inflow::new(chunks), land, &mut |name| left_out.add(name)).map(|()| left_out)
+    });
+    let forwarded = tokio::select! {
+        forwarded = forward(&mut archive, &queue) => forwarded.map_err(Failed::from),
+        signal = interrupted() => Err(Failed::Signal(signal?)),
+    };
+    // To the thread this is the end of what comes: it removes what it has not finished.
+    drop(queue);
+    let unpacked = finish(unpacking).await?;
+    forwarded?;
+    Ok(unpacked.map_err(CopyError::from)?)
+}
+
+/// A folder that is asked for by what is in it is asked for itself.
+fn wanted(path: &OsStr) -> OsString {
+    let bytes = path.as_bytes();
+    let plain = bytes.strip_suffix(b"/.").unwrap_or(bytes);
+    OsString::from_vec(if plain.is_empty() { b"/".to_vec() } else { plain.to_vec() })
+}
+
+/// Passes on what comes, until its end, or until nobody wants it.
+async fn forward(archive: &mut Chunks, queue: &mpsc::Sender<Bytes>) -> Result<(), ClientError> {
+    while let Some(chunk) = archive.next().await? {
+        if queue.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a signal that asks to end.
+async fn interrupted() -> Result<i32, Failed> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failed::Runtime)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failed::Runtime)?;
+    tokio::select! {
+        _ = interrupt.recv() => Ok(libc::SIGINT),
+        _ = terminate.recv() => Ok(libc::SIGTERM),
+    }
+}
+
+async fn finish<T: Send + 'static>(thread: JoinHandle<T>) -> Result<T, CopyError> {
+    let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+    joined.ok().and_then(Result::ok).ok_or(CopyError::Panicked)
+}
+
+/// Copies into a sandbox.
+async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Result<LeftOut, Failed> {
+    let looking = |source| PackError::File { action: "look at", path: from.clone(), source };
+    // A slash at the end follows a link, here as for the system.
+    let is_folder = from.symlink_metadata().map_err(looking).map_err(CopyError::from)?.is_dir();
+    let wrong =
+        |reason| CopyError::Target { source_path: from.clone(), target: Text::from(path.clone()), reason };
+    let (folder, name) = match look(client, id, &path).await? {
+        Some(Kind::Folder) => (path.clone(), name(from.as_os_str()).map(OsStr::to_owned)),
+        Some(_) if is_folder => return Err(wrong("there is a file").into()),
+        None if !is_folder && path.as_bytes().ends_with(b"/") => {
+            return Err(wrong("there is no such folder").into());
+        }
+        Some(_) | None => {
+            let target = Path::new(&path);
+            match (target.parent(), target.file_name()) {
+                (Some(folder), Some(name)) => (folder.as_os_str().to_owned(), Some(name.to_owned())),
+                _ => return Err(wrong("there is no such folder").into()),
+            }
+        }
+    };
+    let (queue, mut chunks) = mpsc::channel(WAITING);
+    let source = from.clone();
+    let packing = std::thread::spawn(move || {
+        let mut left_out = LeftOut::default();
+        let name = name.unwrap_or_else(|| ".".into());
+        let failures = queue.clone();
+        let outflow = Outflow { queue, chunk: BytesMut::new() };
+        let packed = pack::pack(&source, &name, outflow, &mut |name| left_out.add(name));
+        if packed.is_err() {
+            // What has come so far is not to be taken for all.
+            let _ = failures.blocking_send(Err(io::Error::other("the files cannot be read")));
+        }
+        packed.map(|()| left_out)
+    });
+    let body = Body::from_stream(futures::stream::poll_fn(move |context| chunks.poll_recv(context)));
+    let folder = Text::from(folder);
+    let sent = tokio::select! {
+        sent = client.unpack(id, &folder, body) => sent.map_err(Failed::from),
+        signal = interrupted() => Err(Failed::Signal(signal?)),
+    };
+    match (finish(packing).await?, sent) {
+        (Ok(left_out), Ok(())) => Ok(left_out),
+        // That it could not be sent has a reason, which the other side knows.
+        (Ok(_) | Err(PackError::Send { .. }), Err(failed)) => Err(failed),
+        (Err(error), _) => Err(CopyError::from(error).into()),
+    }
+}
+
+/// What is at a path of the sandbox's, if there is something. A link that leads to a folder is one.
+async fn look(client: &Client, id: &str, path: &OsStr) -> Result<Option<Kind>, Failed> {
+    let found = look_once(client, id, wanted(path)).await?;
+    if let Some(Kind::Symlink { .. }) = found {
+        let through = OsString::from_vec([path.as_bytes(), b"/."].concat());
+        if let Ok(Some(Kind::Folder)) = look_once(client, id, through).await {
+            return Ok(Some(Kind::Folder));
+        }
+    }
+    Ok(found)
+}
+
+async fn look_once(client: &Client, id: &str, path: OsString) -> Result<Option<Kind>, Failed> {
+    let mut archive = match client.archive(id, &Text::from(path)).await {
+        Ok(archive) => archive,
+        Err(ClientError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {
+            // Either the path is not there, or the sandbox is not.
+            return client.sandbox(id).await.map(|_there| None).map_err(Failed::from);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (queue, chunks) = mpsc::channel(WAITING);
+    let reading = std::thread::spawn(move || Reader::new(Inflow::new(chunks)).next());
+    let forwarded = forward(&mut archive, &queue).await;
+    drop(queue);
+    let entry = finish(reading).await?;
+    forwarded?;
+    Ok(entry.map_err(CopyError::from)?.map(|entry| entry.kind))
+}
+
+/// What comes through a queue, for a thread to read.
+#[derive(Debug)]
+struct Inflow {
+    queue: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl Inflow {
+    fn new(queue: mpsc::Receiver<Bytes>) -> Inflow {
+        Inflow { queue, chunk: Bytes::new() }
+    }
+}
+
+impl Read for Inflow {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.queue.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = self.chunk.len().min(into.len());
+        self.chunk.copy_to_slice(&mut into[..count]);
+        Ok(count)
+    }
+}
+
+/// What a thread writes, through a queue.
+#[derive(Debug)]
+struct Outflow {
+    queue: mpsc::Sender<io::Result<Bytes>>,
+    chunk: BytesMut,
+}
+
+impl Outflow {
+    fn send(&mut self) -> io::Result<()> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let chunk = self.chunk.split().freeze();
+        self.queue.blocking_send(Ok(chunk)).map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Write for Outflow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(CHUNK - self.chunk.len());
+        self.chunk.extend_from_slice(&bytes[..count]);
+        if self.chunk.len() == CHUNK {
+            self.send()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_is_what_it_looks_like() {
+        let side = |text: &str| Side::parse(OsStr::new(text));
+        let sandbox = |id: &str, path: &str| Side::Sandbox { id: id.into(), path: path.into() };
+        assert_eq!(side("-"), Side::Stream);
+        assert_eq!(side("box:/a:b"), sandbox("box", "/a:b"));
+        assert_eq!(side("box:a"), sandbox("box", "/a"));
+        assert_eq!(side("box:"), sandbox("box", "/"));
+        for host in ["a", "/a:b", "./a:b", "../a:b", "a/b:c", ":a", ".a:b"] {
+            assert_eq!(side(host), Side::Host(host.into()), "{host}");
+        }
+    }
+
+    #[test]
+    fn names_of_copies() {
+        for (path, expected) in [
+            ("/a/b", Some("b")),
+            ("/a/b/", Some("b")),
+            ("/a/b/.", None),
+            ("/", None),
+            (".", None),
+            ("..", None),
+        ] {
+            assert_eq!(name(OsStr::new(path)), expected.map(OsStr::new), "{path}");
+        }
+        assert_eq!(wanted(OsStr::new("/a/.")), "/a");
+        assert_eq!(wanted(OsStr::new("/.")), "/");
+    }
+}
