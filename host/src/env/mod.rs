@@ -9,6 +9,8 @@
 //!   ARTIFACT/bin/session-run  the same for a session, where there is one
 //! ```
 
+pub(crate) mod packages;
+
 use firn_protocol::{Text, Variable};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};

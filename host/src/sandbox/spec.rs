@@ -2,7 +2,7 @@
 
 use super::Size;
 use crate::api::types::{self, CreateRequest};
-use crate::env::{Environment, EnvironmentError, PROJECT};
+use crate::env::{Environment, EnvironmentError, PROJECT, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
 use firn_protocol::Access;
@@ -138,7 +138,9 @@ pub(crate) enum SpecError {
     #[error("{0:?} is no package name: letters, digits, '_', '.' and '-'")]
     PackageName(String),
     /// A program that has to be there is not.
-    #[error("unknown package '{0}': it is not among this host's programs, which a sandbox has")]
+    #[error(
+        "package '{0}' is not among this host's programs, and there is no Nix catalog here to take it from"
+    )]
     Package(String),
     /// A path that means something else to whoever reads it.
     #[error("{} is not an absolute path", .0.display())]
@@ -175,9 +177,6 @@ const USUAL_MEMORY: Size = Size(1 << 30);
 
 /// The processes of a sandbox that nobody gave a number.
 const USUAL_PROCESSES: u64 = 2048;
-
-/// Where the programs of the host's own tools are, on the host and in the sandbox alike.
-const PROGRAMS: [&str; 5] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 
 impl Spec {
     /// What a request asks for.
@@ -289,17 +288,10 @@ fn absolute(path: &Path) -> Result<&Path, SpecError> {
 }
 
 fn check_package(name: &str) -> Result<(), SpecError> {
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    if name.is_empty() || name.bytes().all(|byte| byte == b'.') || !name.bytes().all(named) {
+    if !packages::is_name(name) {
         return Err(SpecError::PackageName(name.to_owned()));
     }
-    let found = PROGRAMS.iter().any(|folder| Path::new(folder).join(name).is_file());
-    // The package of a hundred small programs has none of its own name.
-    if found || (name == "coreutils" && Path::new("/bin/ls").exists()) {
-        Ok(())
-    } else {
-        Err(SpecError::Package(name.to_owned()))
-    }
+    if packages::is_there(name) { Ok(()) } else { Err(SpecError::Package(name.to_owned())) }
 }
 
 impl From<types::Isolation> for Grade {

@@ -2,7 +2,7 @@
 //!
 //! There is no Nix behind it: the programs are the host's own, and what is named has to be among them.
 
-use crate::env::EnvironmentError;
+use crate::env::{EnvironmentError, packages};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -165,11 +165,10 @@ impl Source {
     }
 }
 
-fn checked(packages: &[String]) -> Result<Vec<String>, SourceError> {
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    match packages.iter().find(|name| name.is_empty() || !name.bytes().all(named)) {
+fn checked(named: &[String]) -> Result<Vec<String>, SourceError> {
+    match named.iter().find(|name| !packages::is_name(name)) {
         Some(name) => Err(SourceError::Name(name.clone())),
-        None => Ok(packages.to_vec()),
+        None => Ok(named.to_vec()),
     }
 }
 
