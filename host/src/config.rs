@@ -13,6 +13,14 @@
 //! | `FIRN_CACHE_DIR` | kernels and guest images | `/var/cache/firn`, `$XDG_CACHE_HOME/firn`, `~/.cache/firn` |
 //! | `FIRN_AGENT` | the agent put into guests | `firn-agent` beside `firn`, or on `PATH` |
 //! | `FIRN_BWRAP`, `FIRN_VIRTIOFSD`, `FIRN_QEMU`, `FIRN_VHOST_DEVICE_VSOCK`, `FIRN_CLOUD_HYPERVISOR` | that program | looked up on `PATH` and where distributions keep it |
+//!
+//! nixo's variables mean the same here, where they mean something and ours are not set:
+//!
+//! | variable | what it sets |
+//! |---|---|
+//! | `NIXOSANDBOX_DATA_DIR` | as `FIRN_STATE_DIR` |
+//! | `NIXOSANDBOX_BWRAP_PATH` | as `FIRN_BWRAP`: no other is looked for |
+//! | `NIXOSANDBOX_FLAKE_ROOT`, `NIXOSANDBOX_NO_DOCKER` | nothing: there is no flake to build from, and never a Docker |
 
 mod file;
 
@@ -62,7 +70,8 @@ pub(crate) struct Config {
     pub(crate) max_sandboxes: usize,
     /// How long a daemon that a command has started stays with nothing to do. None: for ever.
     pub(crate) idle_exit: Option<Duration>,
-    programs: Vec<(Program, PathBuf)>,
+    /// Those that variables name.
+    programs: Vec<(Program, &'static str, PathBuf)>,
 }
 
 /// What the daemon is told by whoever started it.
@@ -141,14 +150,15 @@ impl Program {
         }
     }
 
-    fn variable(self) -> &'static str {
+    /// The variables that name it, ours first.
+    fn variables(self) -> &'static [&'static str] {
         match self {
-            Program::Bwrap => "FIRN_BWRAP",
-            Program::Virtiofsd => "FIRN_VIRTIOFSD",
-            Program::Qemu => "FIRN_QEMU",
-            Program::VhostDeviceVsock => "FIRN_VHOST_DEVICE_VSOCK",
-            Program::CloudHypervisor => "FIRN_CLOUD_HYPERVISOR",
-            Program::Agent => "FIRN_AGENT",
+            Program::Bwrap => &["FIRN_BWRAP", "NIXOSANDBOX_BWRAP_PATH"],
+            Program::Virtiofsd => &["FIRN_VIRTIOFSD"],
+            Program::Qemu => &["FIRN_QEMU"],
+            Program::VhostDeviceVsock => &["FIRN_VHOST_DEVICE_VSOCK"],
+            Program::CloudHypervisor => &["FIRN_CLOUD_HYPERVISOR"],
+            Program::Agent => &["FIRN_AGENT"],
         }
     }
 }
@@ -160,10 +170,10 @@ pub(crate) enum ConfigError {
     #[error("{} is not installed", .0.file_name())]
     Missing(Program),
     /// A variable names a program that is not there.
-    #[error("{} names {}, which is not there", program.variable(), path.display())]
+    #[error("{variable} names {}, which is not there", path.display())]
     NotThere {
-        /// The program.
-        program: Program,
+        /// The variable.
+        variable: &'static str,
         /// Where it should be.
         path: PathBuf,
     },
@@ -243,7 +253,11 @@ impl Config {
                 (None, None) => return Err(ConfigError::Homeless("FIRN_CACHE_DIR")),
             },
         };
-        let state_dir = match folder("FIRN_STATE_DIR")? {
+        let named = match folder("FIRN_STATE_DIR")? {
+            Some(dir) => Some(dir),
+            None => folder("NIXOSANDBOX_DATA_DIR")?,
+        };
+        let state_dir = match named {
             Some(dir) => dir,
             None if root => "/var/lib/firn".into(),
             None => match (folder("XDG_STATE_HOME")?, &home) {
@@ -263,7 +277,10 @@ impl Config {
         search.extend(LIBEXEC.iter().map(PathBuf::from));
         let programs = Program::ALL
             .into_iter()
-            .filter_map(|program| variable(program.variable()).map(|path| (program, path.into())))
+            .filter_map(|program| {
+                let named = |name: &&'static str| Some((*name, PathBuf::from(variable(name)?)));
+                program.variables().iter().find_map(named).map(|(name, path)| (program, name, path))
+            })
             .collect();
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
         let Settings { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit } = Settings::default();
@@ -301,7 +318,7 @@ impl Config {
     /// The folders programs are looked for in, those of programs that were named by variables
     /// first: a list like `PATH`.
     pub(crate) fn search_path(&self) -> OsString {
-        let named = self.programs.iter().filter_map(|(_, path)| path.parent());
+        let named = self.programs.iter().filter_map(|(_, _, path)| path.parent());
         let folders = named.chain(self.search.iter().map(PathBuf::as_path));
         // A folder with a colon in its name cannot be in such a list, and is left out.
         std::env::join_paths(folders.filter(|folder| !folder.as_os_str().as_bytes().contains(&b':')))
@@ -316,11 +333,11 @@ impl Config {
 
     /// Where `program` is.
     pub(crate) fn program(&self, program: Program) -> Result<PathBuf, ConfigError> {
-        if let Some((_, path)) = self.programs.iter().find(|(named, _)| *named == program) {
+        if let Some((_, variable, path)) = self.programs.iter().find(|(named, _, _)| *named == program) {
             return std::path::absolute(path)
                 .ok()
                 .filter(|path| path.exists())
-                .ok_or_else(|| ConfigError::NotThere { program, path: path.clone() });
+                .ok_or_else(|| ConfigError::NotThere { variable, path: path.clone() });
         }
         let own = (program == Program::Agent).then(beside_us).flatten();
         own.iter()
