@@ -35,6 +35,9 @@ const WAITING: usize = 4;
 /// The size of a chunk that is sent.
 const CHUNK: usize = 64 * 1024;
 
+/// How many links are followed.
+const MOST_LINKS: usize = 8;
+
 /// How many of the things that are left out are named.
 const NAMED: usize = 10;
 
@@ -294,13 +297,19 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
     }
 }
 
-/// What is at a path of the sandbox's, if there is something. A link that leads to a folder is one.
+/// What is at a path of the sandbox's, if there is something. Of links that lead to each other only so many
+/// are followed, and only to know what is at their end: it is the sandbox that goes there.
 async fn look(client: &Client, id: &str, path: &OsStr) -> Result<Option<Kind>, Failed> {
-    let found = look_once(client, id, wanted(path)).await?;
-    if let Some(Kind::Symlink { .. }) = found {
-        let through = OsString::from_vec([path.as_bytes(), b"/."].concat());
-        if let Ok(Some(Kind::Folder)) = look_once(client, id, through).await {
-            return Ok(Some(Kind::Folder));
+    let mut path = PathBuf::from(wanted(path));
+    let mut found = look_once(client, id, path.clone().into_os_string()).await?;
+    for _ in 0..MOST_LINKS {
+        let Some(Kind::Symlink { target }) = &found else { break };
+        path = path.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(target));
+        let next = look_once(client, id, path.clone().into_os_string()).await;
+        match next {
+            Ok(Some(kind)) => found = Some(kind),
+            // A link that leads nowhere is a thing itself, and is replaced.
+            Ok(None) | Err(_) => break,
         }
     }
     Ok(found)
