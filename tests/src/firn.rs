@@ -39,6 +39,7 @@ impl Firn {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
             .env("HOME", host.home())
             .env("FIRN_RUNTIME_DIR", host.runtime())
+            .env("FIRN_STATE_DIR", host.state())
             .env("FIRN_CACHE_DIR", host.cache());
         if let Some(user) = host.user() {
             use std::os::unix::process::CommandExt as _;

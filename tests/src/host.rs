@@ -16,8 +16,9 @@ const SOON: Duration = Duration::from_secs(60);
 /// Nobody's number.
 const NORMAL_USER: u32 = 54_242;
 
-/// A home, a runtime folder and a cache; the cache is shared by all tests, because making a guest
-/// image takes seconds. Its sandboxes are of one grade.
+/// A home, folders for what runs and for what is recorded, and a cache; the cache is shared by all tests,
+/// because making a guest image takes seconds. Its sandboxes are of one grade. It has a daemon of its own,
+/// once a command has started it, which is stopped when the host goes.
 #[derive(Debug)]
 pub struct Host {
     dir: TempDir,
@@ -99,6 +100,12 @@ impl Host {
         self.dir.path().join("run")
     }
 
+    /// The folder of what outlives a daemon.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// The folder of kernels and images.
     #[must_use]
     pub fn cache(&self) -> &Path {
@@ -127,6 +134,27 @@ impl Host {
         }
         all.extend_from_slice(args);
         self.firn(&all)
+    }
+
+    /// Makes a sandbox that stays, with these options, and gives its id. It is destroyed with the host.
+    #[must_use]
+    pub fn create(&self, options: &[&str]) -> String {
+        let done = self.firn(&[&["create", "--isolation", self.grade.name()], options].concat()).finish();
+        let id = done.expect(0).text().trim_end().to_owned();
+        assert!(id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id:?} is no id");
+        id
+    }
+
+    /// `firn exec` of a shell script in a sandbox, not started yet.
+    #[must_use]
+    pub fn exec(&self, sandbox: &str, script: &str) -> Firn {
+        self.firn(&["exec", sandbox, "--", "sh", "-c", script])
+    }
+
+    /// What `firn status --json` says of a sandbox.
+    #[must_use]
+    pub fn status(&self, sandbox: &str) -> serde_json::Value {
+        self.firn(&["status", sandbox, "--json"]).finish().expect(0).json()
     }
 
     /// `firn run` with these options and a shell script, not started yet.
@@ -168,15 +196,19 @@ impl Host {
             .collect()
     }
 
-    /// What of this host's sandboxes and firns lives, known by its ancestors.
+    /// What of this host's sandboxes and firns lives, known by its ancestors, without its daemon.
     #[must_use]
     pub fn living(&self) -> Vec<Process> {
+        self.all_living().into_iter().filter(|process| !is_daemon(&process.line)).collect()
+    }
+
+    fn all_living(&self) -> Vec<Process> {
         let _ = bury();
         if self.heir { descendants() } else { Vec::new() }
     }
 
     /// The processes that have to do with this host's sandboxes: their command lines name its
-    /// folders.
+    /// folders. Its daemon is none of them.
     #[must_use]
     pub fn processes(&self) -> Vec<String> {
         let ours = self.dir.path().to_str().unwrap().to_owned();
@@ -187,7 +219,7 @@ impl Host {
             };
             let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(&ours) {
+            if line.contains(&ours) && !is_daemon(&line) {
                 found.push(format!("{pid} {line}"));
             }
         }
@@ -208,6 +240,22 @@ impl Host {
             assert!(Instant::now() < deadline, "no sandbox answers");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Destroys all sandboxes and stops the daemon, if there is one.
+    pub fn stop_daemon(&self) {
+        if !self.runtime().join("firn.sock").exists() {
+            return;
+        }
+        let listed = self.firn(&["list", "--json", "--no-autostart"]).finish();
+        // One that was killed has left its socket behind.
+        if listed.code != 0 && listed.stderr.contains("no daemon listens") {
+            return;
+        }
+        for sandbox in listed.expect(0).json().as_array().unwrap() {
+            let _ = self.firn(&["destroy", sandbox["sessionId"].as_str().unwrap()]).finish().expect(0);
+        }
+        let _ = self.firn(&["daemon", "stop", "--force"]).finish().expect(0);
     }
 
     /// Waits until `condition` holds.
@@ -236,19 +284,27 @@ impl Host {
     }
 }
 
+/// Whether a command line is a daemon's.
+fn is_daemon(line: &str) -> bool {
+    line.contains("firn daemon")
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            return self.assert_clean();
+            self.stop_daemon();
+            self.assert_clean();
+            self.wait_until("the daemon is gone", || self.all_living().is_empty());
+            return;
         }
         // A test that failed leaves nothing to those after it either. First what the groups are, then
         // what may be in them.
         let cgroups = self.cgroups(&self.sandboxes());
-        for process in self.living() {
+        for process in self.all_living() {
             let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.living().is_empty() && Instant::now() < deadline {
+        while !self.all_living().is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
         for cgroup in cgroups {
