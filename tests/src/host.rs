@@ -183,17 +183,32 @@ impl Host {
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
 
-    /// The control groups that exist now of these sandboxes.
+    /// The control groups, in every hierarchy, that are named after these sandboxes.
     #[must_use]
     pub fn cgroups(&self, sandboxes: &[PathBuf]) -> Vec<PathBuf> {
-        let recorded = sandboxes.iter().filter_map(|sandbox| fs::read(sandbox.join("record.json")).ok());
-        recorded
-            .flat_map(|record| {
-                let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-                let paths = record["cgroups"].as_array().unwrap().iter();
-                paths.map(|path| path.as_str().unwrap().into()).collect::<Vec<PathBuf>>()
-            })
-            .collect()
+        let ids: Vec<&str> =
+            sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+        while let Some(folder) = folders.pop() {
+            // One that has gone meanwhile is not left.
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    let name = entry.file_name();
+                    let name = name.to_str().unwrap_or_default();
+                    // A scope has an ending.
+                    let id = name.strip_prefix("firn-").map(|id| id.trim_end_matches(".scope"));
+                    if id.is_some_and(|id| ids.contains(&id)) {
+                        found.push(entry.path());
+                    }
+                    folders.push(entry.path());
+                }
+            }
+        }
+        found
     }
 
     /// What of this host's sandboxes and firns lives, known by its ancestors, without its daemon.

@@ -8,12 +8,14 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 #![allow(clippy::missing_panics_doc, reason = "in a test a failure is a panic")]
 
+mod daemon;
 mod firn;
 mod grade;
 mod host;
 mod peer;
 mod process;
 
+pub use daemon::Daemon;
 pub use firn::{Finished, Firn, collect};
 pub use grade::Grade;
 pub use host::{Host, binaries};

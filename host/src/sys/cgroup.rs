@@ -553,4 +553,66 @@ mod tests {
             Mechanism::Rlimit | Mechanism::None => {}
         }
     }
+
+    /// Counts in a file for as long as it runs.
+    const COUNTING: &str = "while :; do echo >> $COUNT; done";
+
+    #[tokio::test]
+    async fn what_is_frozen_stands_still_and_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("count");
+        let script = COUNTING.replace("$COUNT", file.to_str().unwrap());
+        let Some(group) = made("freeze", &Limits { processes: Some(64), ..Limits::default() }) else {
+            return;
+        };
+        let child = start(&group, &script);
+        let count = || fs::metadata(&file).map_or(0, |file| file.len());
+        assert!(until(|| count() > 10));
+        group.freeze().await.unwrap();
+        group.freeze().await.unwrap();
+        let stood = count();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(count(), stood);
+        group.thaw().unwrap();
+        assert!(until(|| count() > stood));
+        group.freeze().await.unwrap();
+        end(&group, child);
+        assert!(matches!(group.freeze().await, Err(PauseError::Unsupported)));
+    }
+
+    #[test]
+    fn limits_can_be_changed_and_use_be_asked() {
+        let limits = Limits { memory: Some(256 << 20), processes: Some(8), cpus: "0.5".parse().ok() };
+        let mechanisms = Hierarchies::find().mechanisms();
+        if [mechanisms.memory, mechanisms.processes].contains(&Mechanism::Rlimit) {
+            return;
+        }
+        let Some(group) = made("change", &limits) else { return };
+        let child = start(&group, "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; sleep 60");
+        // As one that takes it over has it.
+        let group_again = Cgroup::at(group.paths());
+        assert!(until(|| group_again.usage(&[]).cpu_us.is_none_or(|us| us > 1000)));
+        let usage = group_again.usage(&[]);
+        assert!(usage.memory_bytes.unwrap() > 0 && usage.processes.unwrap() >= 1, "{usage:?}");
+        let read = |file: &str| {
+            let mut found = group.dirs.iter().filter_map(|dir| fs::read_to_string(dir.path.join(file)).ok());
+            found.next()
+        };
+        for (memory, processes) in [(512 << 20, 9), (128 << 20, 7)] {
+            let limits =
+                Limits { memory: Some(memory), processes: Some(processes), cpus: "0.25".parse().ok() };
+            group_again.limit(&limits).unwrap();
+            let now = read("memory.max").or_else(|| read("memory.limit_in_bytes")).unwrap();
+            assert_eq!(now.trim(), memory.to_string());
+            assert_eq!(read("pids.max").unwrap().trim(), processes.to_string());
+            let quota = read("cpu.max").or_else(|| read("cpu.cfs_quota_us"));
+            assert!(quota.is_none_or(|quota| quota.starts_with("25000")));
+        }
+        group_again.limit(&Limits::default()).unwrap();
+        assert_eq!(read("pids.max").unwrap().trim(), "max");
+        end(&group, child);
+        let gone = Cgroup::none().limit(&limits).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::Unsupported);
+        Cgroup::none().limit(&Limits::default()).unwrap();
+    }
 }

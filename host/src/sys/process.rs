@@ -417,5 +417,113 @@ pub(crate) fn end(id: ProcessId) {
     if let Ok(Some(process)) = Process::adopt(id) {
         process.kill_children();
         process.end();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bubblewrap::Bubblewrap;
+    use crate::sys::spawn::tests::run_ignored;
+
+    const ROLE: Role = Role { id: "test", name: "the helper" };
+    const RECORD: &str = "record";
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Starts a shell in a namespace of its own that sees `folder` at /run, recorded in it.
+    fn start(folder: &Path, script: &str) -> Helper {
+        let bwrap = Path::new("/usr/bin/bwrap");
+        let mut namespace = Bubblewrap::new(bwrap, Identity::Caller);
+        namespace.read_write(folder, Path::new("/run"));
+        let args = ["-c", script].map(OsString::from);
+        let command = namespace.command(ROLE, Path::new("/bin/sh"), &args).unwrap();
+        let record = |role: &'static str, id| {
+            assert_eq!(role, ROLE.id);
+            std::fs::write(folder.join(RECORD), serde_json::to_vec(&id)?)
+        };
+        command.start(Station { cgroup: &Cgroup::none(), folder, record: &record }).unwrap()
+    }
+
+    fn adopt(folder: &Path) -> Option<Helper> {
+        Helper::adopt(ROLE, recorded(folder), folder).unwrap()
+    }
+
+    fn recorded(folder: &Path) -> ProcessId {
+        serde_json::from_slice(&std::fs::read(folder.join(RECORD)).unwrap()).unwrap()
+    }
+
+    async fn until(mut holds: impl FnMut() -> bool) {
+        let held = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, held).await.unwrap();
+    }
+
+    /// Writes more than fits into its log, then waits to be told, then ends.
+    const SCRIPT: &str = "yes | head -c 1000000; echo > /run/flooded
+                          until [ -e /run/go ]; do sleep 0.01; done; echo; echo the last words; exit 9";
+
+    #[tokio::test]
+    #[ignore = "another test starts it"]
+    async fn starter_that_is_killed() {
+        let helper = start(&std::env::current_dir().unwrap(), SCRIPT);
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+        drop(helper);
+    }
+
+    #[tokio::test]
+    async fn a_helper_outlives_its_starter_and_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        run_ignored("sys::process::tests::starter_that_is_killed", dir.path());
+        // Nobody reads what it says.
+        until(|| dir.path().join("flooded").exists()).await;
+        let helper = adopt(dir.path()).unwrap();
+        assert_eq!(helper.id(), recorded(dir.path()));
+        assert!(helper.output().ends_with("y\ny\n"));
+        assert!(tokio::time::timeout(Duration::from_millis(20), helper.ended()).await.is_err());
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        assert_eq!(helper.ended().await.unwrap(), End::Code(9));
+        assert!(helper.output().ends_with("\nthe last words\n"));
+        assert!(
+            helper.failed().await.to_string().starts_with("the helper ended unexpectedly (exit code 9):")
+        );
+        assert!(adopt(dir.path()).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_released_lives_and_what_is_dropped_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        start(dir.path(), SCRIPT).release();
+        until(|| dir.path().join("flooded").exists()).await;
+        let helper = adopt(dir.path()).unwrap();
+        let processes = helper.processes();
+        assert_eq!(processes.len(), 2, "bubblewrap, and what it runs");
+        drop(helper);
+        assert!(!recorded(dir.path()).is_alive());
+        until(|| !Path::new(&format!("/proc/{}", processes[1])).exists()).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_killed_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let helper = start(dir.path(), SCRIPT);
+        until(|| helper.processes().len() == 2).await;
+        helper.kill().await;
+        helper.kill().await;
+        assert_eq!(helper.processes(), Vec::<u32>::new());
+        // bubblewrap told what became of what it ran, or was ended with it.
+        assert!(matches!(helper.ended().await.unwrap(), End::Code(137) | End::Unknown));
+    }
+
+    #[tokio::test]
+    async fn bubblewrap_that_gives_up_has_no_exit_code_but_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut namespace = Bubblewrap::new(Path::new("/usr/bin/bwrap"), Identity::Caller);
+        namespace.read_only(Path::new("/no/such/file"), Path::new("/x"));
+        let command = namespace.command(ROLE, Path::new("/bin/true"), &[]).unwrap();
+        let record = |_: &'static str, _| Ok(());
+        let station = Station { cgroup: &Cgroup::none(), folder: dir.path(), record: &record };
+        let failure = command.start(station).unwrap().failed().await.to_string();
+        assert!(failure.contains("(no exit code)") && failure.contains("/no/such/file"), "{failure}");
     }
 }

@@ -1,10 +1,11 @@
 //! Unix sockets in the folders of sandboxes.
 
 use crate::sys::identity::Identity;
-use std::fs::OpenOptions;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use tokio::net::UnixStream;
@@ -20,7 +21,8 @@ pub(crate) fn listen(path: &Path, identity: Identity) -> io::Result<UnixListener
 /// Connects to what is at `path` itself: in a folder that a guest's VMM can write to, a link would lead
 /// wherever it liked, with our rights. Waits for nobody.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    // Not `std`'s way to open: with musl it takes `O_PATH` for a mode of its own, and away.
+    let socket = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 

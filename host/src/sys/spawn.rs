@@ -331,7 +331,7 @@ fn c_string(text: OsString) -> io::Result<CString> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::fs::File;
     use std::os::fd::AsFd as _;
