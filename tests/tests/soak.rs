@@ -1,7 +1,7 @@
 //! The same things very often. `make soak` runs all of it, `make test` a sample.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Grade, Host, both_grades, collect, descendants, jail_only};
+use firn_tests::{Grade, Host, both_grades, collect, jail_only};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ fn random_kills(grade: Grade, times: u32) {
         cgroups.extend(host.cgroups(&host.sandboxes()));
         child.kill().unwrap();
         let _ = collect(child);
-        // All die with firn, without anybody's help.
+        // The daemon ends what has lost its client.
         host.wait_until("nothing lives", || host.living().is_empty());
     }
     let _ = host.run(&["--", "true"]).finish().expect(0);
@@ -47,45 +47,19 @@ fn traces(host: &Host) -> (BTreeSet<String>, [usize; 4]) {
     (mounts.lines().map(str::to_owned).collect(), folders.map(count))
 }
 
-/// The control groups, in every hierarchy, that are named after a sandbox.
-fn cgroups_of(ids: &BTreeSet<String>) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(folder) = folders.pop() {
-        // One that has gone meanwhile is not left.
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let name = entry.file_name();
-                let name = name.to_str().unwrap_or_default();
-                if ids.contains(name.rsplit('-').next().unwrap_or_default()) {
-                    found.push(entry.path());
-                }
-                folders.push(entry.path());
-            }
-        }
-    }
-    found
-}
-
 /// Runs in pairs, all of which must succeed and leave nothing.
 fn many_runs(grade: Grade, pairs: u32) {
     let host = Host::of(grade);
     // The first may keep what it has measured of the host, and make an image.
     let _ = host.run(&["--", "true"]).finish().expect(0);
     // The control: the groups of one that runs are found by its name, where it is given any.
-    let mut child = host.run(&["--", "sleep", "1000"]).spawn();
-    host.wait_until("it runs", || {
-        host.sandboxes().iter().any(|sandbox| sandbox.join("record.json").exists())
-    });
-    let id = host.sandboxes()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    let given = host.cgroups(&host.sandboxes());
-    let found = || cgroups_of(&BTreeSet::from([id.clone()]));
-    host.wait_until("its groups are found", || given.iter().all(|group| found().contains(group)));
-    child.kill().unwrap();
-    let _ = collect(child);
-    host.wait_until("nothing lives", || host.living().is_empty());
-    let _ = host.run(&["--", "true"]).finish().expect(0);
-    assert_eq!(found(), Vec::<PathBuf>::new());
+    let id = host.create(&[]);
+    let folders = host.sandboxes();
+    let groups = host.cgroups(&folders);
+    let named = host.status(&id)["cgroup"].as_str().map(PathBuf::from);
+    assert!(named.is_none_or(|named| groups.contains(&named)), "{groups:?}");
+    let _ = host.firn(&["destroy", &id]).finish().expect(0);
+    assert_eq!(host.cgroups(&folders), Vec::<PathBuf>::new());
 
     let before = traces(&host);
     let mut ids = BTreeSet::new();
@@ -102,10 +76,10 @@ fn many_runs(grade: Grade, pairs: u32) {
         }
     }
     assert_eq!(ids.len(), usize::try_from(2 * pairs).unwrap());
-    assert_eq!(cgroups_of(&ids), Vec::<PathBuf>::new());
+    let folders: Vec<PathBuf> = ids.iter().map(PathBuf::from).collect();
+    assert_eq!(host.cgroups(&folders), Vec::<PathBuf>::new());
     assert_eq!(before, traces(&host));
-    // The dead that nobody has asked after would be inherited from firn by us, and count here.
-    let living = descendants();
+    let living = host.living();
     assert!(living.is_empty(), "{living:?}");
 }
 

@@ -417,6 +417,8 @@ pub(crate) fn end(id: ProcessId) {
     if let Ok(Some(process)) = Process::adopt(id) {
         process.kill_children();
         process.end();
+    }
+}
 
 #[cfg(test)]
 mod tests {
