@@ -21,3 +21,6 @@ pub(crate) mod service;
 pub(crate) mod start;
 pub(crate) mod stream;
 pub(crate) mod types;
+
+#[cfg(test)]
+mod tests;

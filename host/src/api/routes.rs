@@ -464,6 +464,7 @@ pub(super) async fn stop_daemon(
     Asked(asked): Asked<DaemonStopRequest>,
 ) -> Response {
     tracing::info!(uid = peer.caller.uid, pid = peer.caller.pid, force = asked.force, "asked to stop");
+    service.note_waiting();
     let end = service.end();
     end.drain.cancel();
     if asked.force {

@@ -35,6 +35,9 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long answers may take to be read once the daemon has nothing else to wait for.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether they are.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
+
 /// How long sandboxes may take to end, once they are not waited for any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,7 +85,13 @@ pub(crate) async fn serve(
     let idle = async {
         service.work().close();
         service.work().wait().await;
-        let _ = tokio::time::timeout(FLUSH_PATIENCE, connections.wait()).await;
+        let _ = tokio::time::timeout(FLUSH_PATIENCE, async {
+            // Who waits for our end is not waited for.
+            while connections.len() > service.waiting_for_end() {
+                tokio::time::sleep(FLUSH_PAUSE).await;
+            }
+        })
+        .await;
     };
     tokio::select! {
         () = idle => {}

@@ -5,7 +5,7 @@ use super::types::{API_VERSION, Caller, DaemonInfo, Refusal, RefusalKind, Sandbo
 use crate::config::Config;
 use crate::sandbox::manager::{Manager, OperationError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ struct Shared {
     started: SystemTime,
     /// Whether somebody has connected since it was last asked.
     busy: AtomicBool,
+    /// How many connections wait for the daemon's end.
+    waiting: AtomicUsize,
 }
 
 /// How the daemon is told to end.
@@ -49,8 +51,8 @@ pub(super) struct Peer {
 impl Service {
     pub(crate) fn new(manager: Manager, config: Arc<Config>, end: End) -> Service {
         let (metrics, work, started) = (Metrics::new(), TaskTracker::new(), SystemTime::now());
-        let busy = AtomicBool::new(false);
-        Service(Arc::new(Shared { manager, config, metrics, work, end, started, busy }))
+        let (busy, waiting) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Service(Arc::new(Shared { manager, config, metrics, work, end, started, busy, waiting }))
     }
 
     /// All sandboxes.
@@ -71,6 +73,16 @@ impl Service {
     /// How the daemon is told to end.
     pub(super) fn end(&self) -> &End {
         &self.0.end
+    }
+
+    /// Somebody waits for the daemon's end.
+    pub(super) fn note_waiting(&self) {
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many connections wait for the daemon's end. Some of them may be gone.
+    pub(super) fn waiting_for_end(&self) -> usize {
+        self.0.waiting.load(Ordering::Relaxed)
     }
 
     /// Somebody has connected.
