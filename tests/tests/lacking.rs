@@ -22,6 +22,8 @@ fn programs_that_are_missing_are_named_with_what_to_do(grade: Grade) {
             "{}",
             done.stderr
         );
+        // They are the daemon's, which has read them when it was started.
+        host.stop_daemon();
     }
 }
 

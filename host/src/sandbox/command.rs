@@ -99,7 +99,12 @@ impl Command {
             None
         };
         entry.written().facts.last_exec_unix_ms = Some(clock::unix_ms());
-        entry.save_facts()?;
+        match entry.save_facts() {
+            // Its number must not be given again by the next daemon.
+            Err(error) if number.is_some() => return Err(error.into()),
+            Err(error) => tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot write the record"),
+            Ok(()) => {}
+        }
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
         entry.note("exec-started", by, details);
         failpoint::reached("exec-recorded");

@@ -16,7 +16,7 @@ use super::state::{Denied, Occurrence, Operation};
 use crate::api::types::{Caller, CreateRequest, SandboxInfo, SandboxState};
 use crate::causes::in_full;
 use crate::sys::clock;
-use crate::sys::limits::Limits;
+use crate::sys::limits::{Cpus, Limits};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -354,7 +354,12 @@ impl Entry {
             ephemeral: self.life == Life::Ephemeral,
             main_command: facts.main_command,
             cgroup: up.and_then(|up| up.cgroup.path()).map(|path| path.display().to_string()),
-            protection: up.map(|up| up.protection.clone()),
+            protection: up.map(|up| {
+                let mut protection = up.protection.clone();
+                let cpus = facts.cpus.as_deref().and_then(|cpus| cpus.parse().ok()).map(Cpus::number);
+                protection.set_limits(facts.memory, facts.processes, cpus);
+                protection
+            }),
         }
     }
 }

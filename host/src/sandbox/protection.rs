@@ -118,6 +118,11 @@ struct Bound<T> {
 }
 
 impl<T: Copy> Bound<T> {
+    fn change(&mut self, asked: T) {
+        self.requested = asked;
+        self.effective = self.effective.map(|_| asked);
+    }
+
     fn new(asked: T, keeper: &'static str) -> Bound<T> {
         Bound { requested: asked, effective: (keeper != NOBODY).then_some(asked), by: keeper.into() }
     }
@@ -180,6 +185,20 @@ impl Protection {
                 time: spec.timeout.map(|timeout| Bound::new(milliseconds(timeout), AGENT)),
                 output: spec.output.map(|size| Bound::new(size.0, AGENT)),
             },
+        }
+    }
+
+    /// Other limits than those it was made with.
+    pub(crate) fn set_limits(&mut self, memory: Option<u64>, processes: Option<u64>, cpus: Option<f64>) {
+        let Limits { memory: of_memory, processes: of_processes, cpus: of_cpus, .. } = &mut self.limits;
+        if let Some(bytes) = memory {
+            of_memory.change(bytes);
+        }
+        if let Some(number) = processes {
+            of_processes.change(number);
+        }
+        if let (Some(number), Some(bound)) = (cpus, of_cpus) {
+            bound.change(number);
         }
     }
 
