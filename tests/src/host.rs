@@ -268,7 +268,9 @@ impl Host {
             return;
         }
         for sandbox in listed.expect(0).json().as_array().unwrap() {
-            let _ = self.firn(&["destroy", sandbox["sessionId"].as_str().unwrap()]).finish().expect(0);
+            let destroyed = self.firn(&["destroy", sandbox["sessionId"].as_str().unwrap()]).finish();
+            // One that was ending has ended.
+            assert!(destroyed.code == 0 || destroyed.stderr.contains("not found"), "{}", destroyed.stderr);
         }
         let _ = self.firn(&["daemon", "stop", "--force"]).finish().expect(0);
     }

@@ -258,7 +258,7 @@ fn remove(path: &Path, recursive: bool) -> Result<(), FilesError> {
     };
     let name = path.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
     let name = name.ok_or_else(|| FilesError::Path(path.to_owned()))?;
-    let parent_fd = open(AT_FDCWD, parent, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(at("open", parent))?;
+    let parent_fd = open(AT_FDCWD, parent, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(at("open", path))?;
     remove_entry(parent_fd.as_fd(), &name, path, recursive, DEEPEST)
 }
 

@@ -31,7 +31,7 @@ pub(super) fn pack(path: &Path, line: &mut Line) -> Result<ArchiveSummary, Files
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-            let parent_fd = open(AT_FDCWD, parent, flags).map_err(at("open", parent))?;
+            let parent_fd = open(AT_FDCWD, parent, flags).map_err(at("open", path))?;
             let entry = CString::new(name.as_bytes()).map_err(|_nul| FilesError::Path(path.to_owned()))?;
             packer.add(parent_fd.as_fd(), &entry, name.as_bytes(), path, DEEPEST)?;
         }

@@ -317,12 +317,13 @@ impl Entry {
             clock::rfc3339(clock::unix_ms().saturating_add(left))
         };
         let rootfs = self.request.environment.as_ref().filter(|name| name.as_os_str() != "host");
-        let profile = match (&self.request.with[..], rootfs) {
-            ([], None) => "host".to_owned(),
-            ([], Some(folder)) => {
+        let profile = match (&self.request.profile, &self.request.with[..], rootfs) {
+            (Some(profile), ..) => profile.clone(),
+            (None, [], None) => "host".to_owned(),
+            (None, [], Some(folder)) => {
                 folder.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned()
             }
-            (with, _) => format!("custom:{}", with.join(",")),
+            (None, with, _) => format!("custom:{}", with.join(",")),
         };
         SandboxInfo {
             session_id: self.id.to_string(),

@@ -234,7 +234,9 @@ impl Records {
         if found > FORMAT {
             return Err(RecordsError::Newer { path, found, known: FORMAT });
         }
-        let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;";
+        // The log is written back when it is 1 MiB long, so that it never is much longer.
+        let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
+            PRAGMA wal_autocheckpoint = 256; PRAGMA journal_size_limit = 1048576;";
         database.execute_batch(set).map_err(failed("set up"))?;
         let upgrade = |database: &mut Connection| {
             let transaction = database.transaction()?;

@@ -117,8 +117,10 @@ struct Lender(libc::pid_t);
 impl Lender {
     fn new() -> io::Result<Lender> {
         let flags = libc::c_ulong::from((libc::CLONE_NEWUSER | libc::SIGCHLD).cast_unsigned());
-        // SAFETY: without a stack of its own this is fork(2). The child makes two system calls and
-        // never returns: it uses no memory of ours.
+        // SAFETY: a plain system call.
+        let parent = unsafe { libc::getpid() };
+        // SAFETY: without a stack of its own this is fork(2). The child makes a few system calls and
+        // never returns: it uses no memory of ours but its copy of a number.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
         match pid {
             -1 => Err(io::Error::last_os_error()),
@@ -126,6 +128,10 @@ impl Lender {
                 // SAFETY: plain system calls.
                 unsafe {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    // Of one that died before there is no signal.
+                    if libc::getppid() != parent {
+                        libc::_exit(1);
+                    }
                     libc::pause();
                 }
             },
