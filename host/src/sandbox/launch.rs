@@ -469,7 +469,7 @@ impl Sandbox {
     pub(crate) async fn destroy(self) {
         let Sandbox { inside, place, .. } = self;
         match inside {
-            Inside::Vm(vm) => vm.destroy().await,
+            Inside::Vm(vm) => vm.destroy(place.cgroup()).await,
             Inside::Jail(jail) => jail.destroy(place.cgroup()).await,
         }
         // Waits for processes to be gone.

@@ -14,6 +14,7 @@ pub(crate) mod vmm;
 
 use crate::guest::{Connection, Dialer, GuestError, vsock};
 use crate::sandbox::Spec;
+use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;
 use crate::sys::limits::Cpus;
 use crate::sys::process::{ProcessError, ProcessId};
@@ -76,6 +77,9 @@ pub(crate) enum VmError {
         /// The last of its console.
         console: String,
     },
+    /// It cannot be paused, or go on.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
     /// The agent does not behave.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -303,14 +307,23 @@ impl Vm {
         why_ended(&mut *self.vmm, &self.exports).await
     }
 
-    /// Stops the guest's processors.
-    pub(crate) async fn pause(&mut self) -> Result<(), VmError> {
-        Ok(self.vmm.pause().await?)
+    /// Stops the guest where it is, with the VMM and all that serves it. `cgroup` is their group. Where it
+    /// cannot be frozen only the guest's processors are stopped, and nothing may be sent to the guest until
+    /// they go on: QEMU then stops its devices, and vhost-device-vsock 0.3 makes no connection any more
+    /// after one was asked for meanwhile.
+    pub(crate) async fn pause(&mut self, cgroup: &Cgroup) -> Result<(), VmError> {
+        match cgroup.freeze().await {
+            Err(PauseError::Unsupported) => Ok(self.vmm.pause().await?),
+            frozen => Ok(frozen?),
+        }
     }
 
-    /// Lets them go on.
-    pub(crate) async fn resume(&mut self) -> Result<(), VmError> {
-        Ok(self.vmm.resume().await?)
+    /// Lets it go on.
+    pub(crate) async fn resume(&mut self, cgroup: &Cgroup) -> Result<(), VmError> {
+        match cgroup.thaw() {
+            Err(PauseError::Unsupported) => Ok(self.vmm.resume().await?),
+            thawed => Ok(thawed?),
+        }
     }
 
     /// The VMM that runs it.
@@ -339,8 +352,10 @@ impl Vm {
         }
     }
 
-    /// Ends it at once and waits until no process is left.
-    pub(crate) async fn destroy(mut self) {
+    /// Ends it at once and waits until no process is left. `cgroup` is its group.
+    pub(crate) async fn destroy(mut self, cgroup: &Cgroup) {
+        // With version 1 what is frozen cannot be killed.
+        let _ = cgroup.thaw();
         self.vmm.destroy().await;
         for export in &self.exports {
             export.helper.kill().await;

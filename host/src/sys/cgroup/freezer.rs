@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PauseError {
     /// It is in no control group that could be frozen.
-    #[error("a jail can only be paused in a control group, and none can be made here")]
+    #[error("a sandbox can only be paused in a control group, and none can be made here")]
     Unsupported,
     /// The kernel refused.
     #[error("cannot freeze the control group")]
