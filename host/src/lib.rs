@@ -1,5 +1,4 @@
 //! The host side of firn: everything behind the `firn` binary.
-#![allow(dead_code, unused_imports, reason = "the daemon that takes sandboxes over comes next")]
 
 mod api;
 mod causes;

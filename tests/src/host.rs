@@ -186,8 +186,7 @@ impl Host {
     /// The control groups, in every hierarchy, that are named after these sandboxes.
     #[must_use]
     pub fn cgroups(&self, sandboxes: &[PathBuf]) -> Vec<PathBuf> {
-        let ids: Vec<&str> =
-            sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
+        let ids: Vec<&str> = sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
         if ids.is_empty() {
             return Vec::new();
         }

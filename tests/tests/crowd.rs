@@ -1,7 +1,7 @@
 //! Many at once, clients that do not behave, and a disk that is full.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Firn, Finished, Grade, Host, both_grades, collect};
+use firn_tests::{Finished, Firn, Grade, Host, both_grades, collect};
 use serde_json::Value;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ fn list(host: &Host) -> Vec<Value> {
 /// Runs all of them at once, to their ends.
 fn at_once(firns: Vec<Firn>) -> Vec<Finished> {
     let children: Vec<Child> = firns.into_iter().map(Firn::spawn).collect();
-    let threads: Vec<_> = children.into_iter().map(|child| std::thread::spawn(move || collect(child))).collect();
+    let threads: Vec<_> =
+        children.into_iter().map(|child| std::thread::spawn(move || collect(child))).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
@@ -92,7 +93,10 @@ fn an_owner_that_dies_leaves_no_sandbox_when_its_lease_is_over() {
         let _ = host.firn(&["lease", "renew", "ci"]).finish().expect(0);
         std::thread::sleep(Duration::from_millis(500));
     }
-    assert_eq!(host.firn(&["list", "--owner", "ci", "--json"]).finish().expect(0).json().as_array().unwrap().len(), 3);
+    assert_eq!(
+        host.firn(&["list", "--owner", "ci", "--json"]).finish().expect(0).json().as_array().unwrap().len(),
+        3
+    );
     host.wait_until("the leases have run out", || list(&host).len() == 1);
     assert_eq!(list(&host)[0]["sessionId"], other);
     host.firn(&["destroy", &other]).finish().expect(0);

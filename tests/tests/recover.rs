@@ -167,10 +167,13 @@ fn kill_a_helper(grade: Grade, is_victim: fn(&Process) -> bool) {
 
 both_grades!(a_sandbox_whose_main_process_is_killed_has_failed);
 fn a_sandbox_whose_main_process_is_killed_has_failed(grade: Grade) {
-    kill_a_helper(grade, match grade {
-        Grade::Jail => |process| process.line.contains("/proc/self/fd"),
-        Grade::Vm => |process| process.line.contains("qemu") || process.line.contains("cloud-hypervisor"),
-    });
+    kill_a_helper(
+        grade,
+        match grade {
+            Grade::Jail => |process| process.line.contains("/proc/self/fd"),
+            Grade::Vm => |process| process.line.contains("qemu") || process.line.contains("cloud-hypervisor"),
+        },
+    );
 }
 
 vm_only!(a_vm_whose_virtiofsd_is_killed_has_failed);
@@ -183,7 +186,11 @@ fn a_second_daemon_says_that_there_is_one() {
     let host = Host::of(Grade::Jail);
     let first = host.daemon(None);
     let second = host.firn(&["daemon"]).finish().expect(1);
-    assert!(second.stderr.contains(&format!("a daemon (pid {}) already uses", first.pid())), "{}", second.stderr);
+    assert!(
+        second.stderr.contains(&format!("a daemon (pid {}) already uses", first.pid())),
+        "{}",
+        second.stderr
+    );
 }
 
 #[test]
@@ -200,7 +207,9 @@ fn a_newer_format_is_refused_and_left_as_it_is() {
     let host = Host::of(Grade::Jail);
     host.daemon(None).kill();
     let path = host.state().join("records.db");
-    let set = format!("import sqlite3; c = sqlite3.connect({path:?}); c.execute('PRAGMA journal_mode=DELETE'); c.execute('PRAGMA user_version = 99'); c.commit(); c.close()");
+    let set = format!(
+        "import sqlite3; c = sqlite3.connect({path:?}); c.execute('PRAGMA journal_mode=DELETE'); c.execute('PRAGMA user_version = 99'); c.commit(); c.close()"
+    );
     assert!(std::process::Command::new("python3").args(["-c", &set]).status().unwrap().success());
     let before = std::fs::read(&path).unwrap();
     let refused = host.firn(&["daemon"]).finish().expect(1);

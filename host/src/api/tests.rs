@@ -217,7 +217,10 @@ async fn who_says_nothing_or_too_much_holds_nothing_up() {
     let mut silent = Vec::new();
     for _ in 0..20 {
         let mut stream = UnixStream::connect(scene.socket()).await.unwrap();
-        stream.write_all(b"POST /v1/sandboxes HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{").await.unwrap();
+        stream
+            .write_all(b"POST /v1/sandboxes HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            .await
+            .unwrap();
         silent.push(stream);
     }
     let large = format!("{{\"description\":\"{}\"}}", "x".repeat(5 << 20));

@@ -21,8 +21,8 @@ use crate::api::stream::StreamError;
 use crate::api::types::{Refusal, RefusalKind};
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
-use crate::sandbox::spec::SpecError;
 use crate::sandbox::place::PlaceError;
+use crate::sandbox::spec::SpecError;
 use crate::view::ShareError;
 use std::io;
 

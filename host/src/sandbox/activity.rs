@@ -1,8 +1,8 @@
 //! Whether anything is asked of a sandbox.
 
 use crate::sys::clock::boot_ms;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// What is under way in a sandbox, and since when nothing is.

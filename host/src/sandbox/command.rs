@@ -4,9 +4,9 @@
 //! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
 
 use super::activity::Activity;
-use super::failpoint;
 use super::audit::Details;
 use super::entry::{Entry, Status, Termination};
+use super::failpoint;
 use super::launch::{Ended, Up};
 use super::log::Log;
 use super::manager::{Conclusion, Life, OperationError};
@@ -22,7 +22,7 @@ use crate::sys::limits::Events;
 use crate::view::WORKSPACE;
 use bytes::Bytes;
 use firn_protocol::{
-    Attach, CommandState, EndedBy, Exec, ExitStatus, FailureCode, Exited, Input, Keep, Stdin, Text, Variable,
+    Attach, CommandState, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep, Stdin, Text, Variable,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,7 +102,9 @@ impl Command {
         match entry.save_facts() {
             // Its number must not be given again by the next daemon.
             Err(error) if number.is_some() => return Err(error.into()),
-            Err(error) => tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot write the record"),
+            Err(error) => {
+                tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot write the record")
+            }
             Ok(()) => {}
         }
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
@@ -179,10 +181,11 @@ impl Command {
             stdin: Stdin::Stream,
             back_pressure: false,
         };
-        let running = match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
-            Ok(running) => running,
-            Err(error) => return Err(why(entry, &mut entry.watch(), error, false).await),
-        };
+        let running =
+            match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
+                Ok(running) => running,
+                Err(error) => return Err(why(entry, &mut entry.watch(), error, false).await),
+            };
         Ok(Command {
             entry: Arc::clone(entry),
             up,
@@ -353,10 +356,7 @@ fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<
 }
 
 /// A wrapper takes code, not a command, and makes its surroundings itself.
-fn wrapped(
-    wrapper: &Wrapper,
-    request: &ExecRequest,
-) -> Result<(Vec<Text>, Text, Vec<Variable>), SpecError> {
+fn wrapped(wrapper: &Wrapper, request: &ExecRequest) -> Result<(Vec<Text>, Text, Vec<Variable>), SpecError> {
     let environment = &wrapper.environment;
     if !request.argv.is_empty() {
         return Err(SpecError::CommandOfArtifact(environment.clone()));
@@ -447,7 +447,8 @@ async fn follow(
                 }
                 tracing::warn!(sandbox = %entry.id, command = number, error = in_full(&error), "the log of a command broke off");
                 tokio::time::sleep(BREATH).await;
-                match Command::attach(&entry, &AttachRequest { command: Some(number), from: Some(log.end()) }).await
+                match Command::attach(&entry, &AttachRequest { command: Some(number), from: Some(log.end()) })
+                    .await
                 {
                     Ok(again) => command = again,
                     Err(_over) => return,
@@ -501,8 +502,12 @@ pub(super) async fn end_all(entry: &Entry, up: &Up, grace: Duration) {
         let mut asking = up.dialer.dial().await?;
         for command in asking.commands().await? {
             if matches!(command.state, CommandState::Running) {
-                let attach =
-                    Attach { command: command.command, from: u64::MAX, stdin: Stdin::Null, back_pressure: false };
+                let attach = Attach {
+                    command: command.command,
+                    from: u64::MAX,
+                    stdin: Stdin::Null,
+                    back_pressure: false,
+                };
                 let mut running = up.dialer.dial().await?.attach(attach, ANY_TIMEOUT)?;
                 running.send(&Input::Signal { signal: libc::SIGTERM })?;
                 while !matches!(running.next().await?, ExecEvent::Exited(_) | ExecEvent::NotStarted(_)) {}
@@ -513,4 +518,3 @@ pub(super) async fn end_all(entry: &Entry, up: &Up, grace: Duration) {
     // Who does not end is ended.
     let _ = tokio::time::timeout(grace, ended).await;
 }
-

@@ -137,11 +137,7 @@ impl Entry {
 
     /// Where it makes its place.
     pub(super) fn site(&self) -> Site {
-        Site {
-            id: self.id,
-            dir: self.shared.places.clone(),
-            records: Arc::clone(&self.shared.records),
-        }
+        Site { id: self.id, dir: self.shared.places.clone(), records: Arc::clone(&self.shared.records) }
     }
 
     /// Its logs.

@@ -53,7 +53,8 @@ impl Handle {
     pub(crate) async fn connect(&self) -> Result<(Connection, Activity), OperationError> {
         let up = self.0.admit(Operation::Use)?;
         let activity = self.0.activities.begin();
-        let connection = up.dialer.dial().await.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))?;
+        let connection =
+            up.dialer.dial().await.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))?;
         Ok((connection, activity))
     }
 
@@ -191,7 +192,8 @@ impl Handle {
                     "the memory, processes and processors of a vm are those it booted with",
                 ));
             }
-            let parsed: Option<Cpus> = cpus.as_deref().map(str::parse).transpose().map_err(super::spec::SpecError::from)?;
+            let parsed: Option<Cpus> =
+                cpus.as_deref().map(str::parse).transpose().map_err(super::spec::SpecError::from)?;
             let limits = Limits {
                 memory: memory_bytes,
                 processes: processes.map(super::launch::with_ours),

@@ -419,7 +419,7 @@ impl Sandbox {
     /// Has it stand still.
     pub(crate) async fn pause(&mut self) -> Result<(), OperationError> {
         match &mut self.inside {
-            Inside::Vm(vm) => vm.pause().await.map_err(failed),
+            Inside::Vm(vm) => vm.pause(self.place.cgroup()).await.map_err(failed),
             Inside::Jail(jail) => jail.pause(self.place.cgroup()).await.map_err(OperationError::Pause),
         }
     }
@@ -427,7 +427,7 @@ impl Sandbox {
     /// Has it go on.
     pub(crate) async fn resume(&mut self) -> Result<(), OperationError> {
         match &mut self.inside {
-            Inside::Vm(vm) => vm.resume().await.map_err(failed),
+            Inside::Vm(vm) => vm.resume(self.place.cgroup()).await.map_err(failed),
             Inside::Jail(jail) => jail.resume(self.place.cgroup()).map_err(OperationError::Pause),
         }
     }
@@ -448,7 +448,9 @@ impl Sandbox {
     /// Why it ended, if the kernel says that the limits of its control group are why.
     pub(crate) fn why(&self, ended: Ended) -> Ended {
         match self.facts.limits.memory {
-            Some(memory) if self.place.cgroup().events().memory_kills > self.up.told.load(Ordering::Relaxed) => {
+            Some(memory)
+                if self.place.cgroup().events().memory_kills > self.up.told.load(Ordering::Relaxed) =>
+            {
                 Ended::Memory(Size(memory))
             }
             _ => ended,

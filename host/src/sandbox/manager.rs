@@ -297,7 +297,8 @@ impl Manager {
         if remembered {
             self.0.registry().entries.insert(id, Arc::clone(&entry));
             if !state.is_over() {
-                let reason = if same_boot { "the daemon was killed while it ended" } else { "the host was restarted" };
+                let reason =
+                    if same_boot { "the daemon was killed while it ended" } else { "the host was restarted" };
                 entry.note("failed", None, Details::default().with("reason", reason));
                 entry.is_over(super::state::Occurrence::Failed, reason.to_owned(), None);
             }
@@ -436,7 +437,8 @@ impl Manager {
         }) {
             return Ok(Handle(Arc::clone(entry)));
         }
-        let starts = |entry: &&Arc<Entry>| !reference.is_empty() && entry.id.to_string().starts_with(reference);
+        let starts =
+            |entry: &&Arc<Entry>| !reference.is_empty() && entry.id.to_string().starts_with(reference);
         let fitting: Vec<&Arc<Entry>> =
             if named.is_empty() { registry.entries.values().filter(starts).collect() } else { named };
         match &fitting[..] {

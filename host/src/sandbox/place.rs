@@ -250,11 +250,7 @@ impl Place {
 
     /// What another daemon needs to take it over.
     pub(crate) fn remains(&self) -> Remains {
-        Remains {
-            cgroup: self.cgroup.paths(),
-            mechanisms: self.mechanisms,
-            device: self.device.clone(),
-        }
+        Remains { cgroup: self.cgroup.paths(), mechanisms: self.mechanisms, device: self.device.clone() }
     }
 
     /// Writes down a process that is about to run in it.

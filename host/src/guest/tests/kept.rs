@@ -135,11 +135,19 @@ async fn gaps_are_for_commands_that_are_kept() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_cannot_is_not_asked() {
     let keep = || Some(Keep { command: 1, output_bytes: 1, back_pressure: false });
+    let lacks = |error: GuestError| matches!(error, GuestError::Lacks { .. });
     against(&[hello(PROTOCOL_VERSION)], async |stream| {
         let connection = Connection::establish(stream).await.unwrap();
-        let lacks = |error: GuestError| matches!(error, GuestError::Lacks { .. });
         assert!(lacks(connection.exec(Exec { keep: keep(), ..exec() }).map(drop).unwrap_err()));
+    })
+    .await;
+    against(&[hello(PROTOCOL_VERSION)], async |stream| {
+        let connection = Connection::establish(stream).await.unwrap();
         assert!(lacks(connection.attach(attach(Stdin::Null), None).map(drop).unwrap_err()));
+    })
+    .await;
+    against(&[hello(PROTOCOL_VERSION)], async |stream| {
+        let mut connection = Connection::establish(stream).await.unwrap();
         assert!(lacks(connection.commands().await.unwrap_err()));
         assert!(lacks(connection.forget(1).await.unwrap_err()));
         assert!(lacks(connection.processes().await.unwrap_err()));
