@@ -100,6 +100,8 @@ fn copies_go_where_docker_puts_them() {
         ("box:/tmp/as", "out", "out/x"),
         ("box:/tmp/as", "out", "out/as/x"),
         ("box:/tmp/as/.", "folder", "folder/x"),
+        ("box:/tmp/link/.", "through", "through/file"),
+        ("box:/tmp/link/", "slash", "slash/file"),
         ("box:/etc/hostname", ".", "hostname"),
     ] {
         cp(&host, from, to);
@@ -110,7 +112,7 @@ fn copies_go_where_docker_puts_them() {
         ("folder", "box:/tmp/old", "there is a file"),
         ("file", "box:/no/such/x", "/no/such"),
         ("no-such", "box:/tmp", "no-such"),
-        ("box:/no/such", "x", "/no/such"),
+        ("box:/no/such", "x", "\"/no\""),
         ("box:/tmp/as", "file", "cannot replace"),
         ("box:/tmp/old", "none/", "none"),
         ("nobox:/tmp", "x", "session 'nobox' not found"),

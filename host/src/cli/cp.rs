@@ -198,7 +198,13 @@ impl LeftOut {
 
 /// Copies out of a sandbox.
 async fn out_of(client: &Client, id: &str, path: OsString, to: PathBuf) -> Result<LeftOut, Failed> {
-    let mut archive = client.archive(id, &Text::from(wanted(&path))).await?;
+    // A slash at the end asks for what a link leads to.
+    let source = if wanted(&path).as_bytes() == path.as_bytes() && !path.as_bytes().ends_with(b"/") {
+        path.clone()
+    } else {
+        follow(client, id, &path).await?.0
+    };
+    let mut archive = client.archive(id, &Text::from(source)).await?;
     let (queue, chunks) = mpsc::channel(WAITING);
     let unpacking = std::thread::spawn(move || {
         let mut left_out = LeftOut::default();
@@ -255,7 +261,7 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
     let is_folder = from.symlink_metadata().map_err(looking).map_err(CopyError::from)?.is_dir();
     let wrong =
         |reason| CopyError::Target { source_path: from.clone(), target: Text::from(path.clone()), reason };
-    let (folder, name) = match look(client, id, &path).await? {
+    let (folder, name) = match follow(client, id, &path).await?.1 {
         Some(Kind::Folder) => (path.clone(), name(from.as_os_str()).map(OsStr::to_owned)),
         Some(_) if is_folder => return Err(wrong("there is a file").into()),
         None if !is_folder && path.as_bytes().ends_with(b"/") => {
@@ -297,22 +303,21 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
     }
 }
 
-/// What is at a path of the sandbox's, if there is something. Of links that lead to each other only so many
-/// are followed, and only to know what is at their end: it is the sandbox that goes there.
-async fn look(client: &Client, id: &str, path: &OsStr) -> Result<Option<Kind>, Failed> {
-    let mut path = PathBuf::from(wanted(path));
-    let mut found = look_once(client, id, path.clone().into_os_string()).await?;
+/// Where a path of the sandbox's leads, and what is there, if there is something. Of links that lead to each
+/// other only so many are followed.
+async fn follow(client: &Client, id: &str, path: &OsStr) -> Result<(OsString, Option<Kind>), Failed> {
+    let mut path = wanted(path);
+    let mut found = look_once(client, id, path.clone()).await?;
     for _ in 0..MOST_LINKS {
         let Some(Kind::Symlink { target }) = &found else { break };
-        path = path.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(target));
-        let next = look_once(client, id, path.clone().into_os_string()).await;
-        match next {
-            Ok(Some(kind)) => found = Some(kind),
-            // A link that leads nowhere is a thing itself, and is replaced.
+        let next = Path::new(&path).parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(target));
+        match look_once(client, id, next.clone().into_os_string()).await {
+            Ok(Some(kind)) => (path, found) = (next.into_os_string(), Some(kind)),
+            // A link that leads nowhere is a thing itself, and is copied or replaced.
             Ok(None) | Err(_) => break,
         }
     }
-    Ok(found)
+    Ok((path, found))
 }
 
 async fn look_once(client: &Client, id: &str, path: OsString) -> Result<Option<Kind>, Failed> {
