@@ -24,7 +24,6 @@
 
 mod file;
 
-use crate::sandbox::Size;
 use file::{FileError, Settings};
 use nix::unistd::Uid;
 use std::ffi::{OsStr, OsString};
@@ -60,12 +59,6 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// Whether a daemon may be started when none listens there.
     pub(crate) autostart: Autostart,
-    /// How many vms, and how many jails, come up before they are asked for.
-    pub(crate) pool_vm: usize,
-    /// See [`Config::pool_vm`].
-    pub(crate) pool_jail: usize,
-    /// The memory of these vms, when it is not the usual.
-    pub(crate) pool_memory: Option<Size>,
     /// How many sandboxes there may be that are not over.
     pub(crate) max_sandboxes: usize,
     /// How long a daemon that a command has started stays with nothing to do. None: for ever.
@@ -283,7 +276,7 @@ impl Config {
             })
             .collect();
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
-        let Settings { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit } = Settings::default();
+        let Settings { max_sandboxes, idle_exit } = Settings::default();
         Ok(Config {
             runtime_dir,
             cache_dir,
@@ -292,9 +285,6 @@ impl Config {
             state_dir,
             socket,
             autostart,
-            pool_vm,
-            pool_jail,
-            pool_memory,
             max_sandboxes,
             idle_exit,
             programs,
@@ -311,8 +301,8 @@ impl Config {
                 None => Settings::default(),
             },
         };
-        let Settings { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit } = settings;
-        Ok(Config { pool_vm, pool_jail, pool_memory, max_sandboxes, idle_exit, ..config })
+        let Settings { max_sandboxes, idle_exit } = settings;
+        Ok(Config { max_sandboxes, idle_exit, ..config })
     }
 
     /// The folders programs are looked for in, those of programs that were named by variables

@@ -1,11 +1,6 @@
 //! The configuration file: what the daemon may do, in TOML.
 //!
 //! ```toml
-//! [pool]                  # sandboxes that come up before they are asked for
-//! vm = 1                  # how many of each kind; 0
-//! jail = 2
-//! memory = "1G"           # of each of these vms
-//!
 //! [limits]
 //! sandboxes = 256         # that are not over
 //!
@@ -13,14 +8,10 @@
 //! idle_exit = "10m"       # of one that a command has started; or "never"
 //! ```
 
-use crate::sandbox::Size;
 use serde::Deserialize;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// More warm sandboxes of a kind than any host wants.
-const MOST_POOLED: usize = 64;
 
 /// More sandboxes than a host has processes for.
 const MOST_SANDBOXES: usize = 10_000;
@@ -61,17 +52,8 @@ pub(crate) enum FileError {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Sections {
-    pool: Pool,
     limits: Limits,
     daemon: Daemon,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Pool {
-    vm: usize,
-    jail: usize,
-    memory: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,22 +71,13 @@ struct Daemon {
 /// What the file says, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
-    pub(super) pool_vm: usize,
-    pub(super) pool_jail: usize,
-    pub(super) pool_memory: Option<Size>,
     pub(super) max_sandboxes: usize,
     pub(super) idle_exit: Option<Duration>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings {
-            pool_vm: 0,
-            pool_jail: 0,
-            pool_memory: None,
-            max_sandboxes: 256,
-            idle_exit: Some(Duration::from_secs(600)),
-        }
+        Settings { max_sandboxes: 256, idle_exit: Some(Duration::from_secs(600)) }
     }
 }
 
@@ -119,24 +92,15 @@ impl Settings {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Settings, FileError> {
-        let Sections { pool, limits, daemon } = toml::from_str(text)
+        let Sections { limits, daemon } = toml::from_str(text)
             .map_err(|source| FileError::Content { path: path.to_owned(), source: Box::new(source) })?;
         let wrong =
             |key, wanted: &str| FileError::Value { path: path.to_owned(), key, wanted: wanted.into() };
-        for (key, size) in [("pool.vm", pool.vm), ("pool.jail", pool.jail)] {
-            if size > MOST_POOLED {
-                return Err(wrong(key, &format!("0 to {MOST_POOLED}")));
-            }
-        }
         let usual = Settings::default();
         let max_sandboxes = limits.sandboxes.unwrap_or(usual.max_sandboxes);
         if !(1..=MOST_SANDBOXES).contains(&max_sandboxes) {
             return Err(wrong("limits.sandboxes", &format!("1 to {MOST_SANDBOXES}")));
         }
-        let pool_memory = match &pool.memory {
-            None => None,
-            Some(size) => Some(size.parse().map_err(|_| wrong("pool.memory", "a size, as \"1G\""))?),
-        };
         let idle_exit = match daemon.idle_exit.as_deref() {
             None => usual.idle_exit,
             Some("never") => None,
@@ -145,7 +109,7 @@ impl Settings {
                 _ => return Err(wrong("daemon.idle_exit", "a time, as \"10m\", or \"never\"")),
             },
         };
-        Ok(Settings { pool_vm: pool.vm, pool_jail: pool.jail, pool_memory, max_sandboxes, idle_exit })
+        Ok(Settings { max_sandboxes, idle_exit })
     }
 }
 
@@ -161,19 +125,16 @@ mod tests {
     #[test]
     fn what_is_left_out_is_usual() {
         assert_eq!(parse("").unwrap(), Settings::default());
-        let settings = parse("[pool]\nvm = 2\nmemory = \"2G\"\n[daemon]\nidle_exit = \"never\"").unwrap();
-        assert_eq!((settings.pool_vm, settings.pool_memory), (2, Some(Size(2 << 30))));
+        let settings = parse("[daemon]\nidle_exit = \"never\"").unwrap();
         assert_eq!((settings.max_sandboxes, settings.idle_exit), (256, None));
     }
 
     #[test]
     fn mistakes_are_told_with_their_place() {
         for (text, parts) in [
-            ("[pool]\nvms = 2", &["line 2", "vms"][..]),
-            ("\n\n[pol]", &["line 3", "pol"]),
-            ("[pool]\nvm = -1", &["line 2"]),
-            ("[pool]\nvm = 65", &["pool.vm", "0 to 64"]),
-            ("[pool]\nmemory = \"lots\"", &["pool.memory", "1G"]),
+            ("[limits]\nsandbox = 2", &["line 2", "sandbox"][..]),
+            ("\n\n[limit]", &["line 3", "limit"]),
+            ("[limits]\nsandboxes = -1", &["line 2"]),
             ("[limits]\nsandboxes = 0", &["limits.sandboxes", "1 to"]),
             ("[daemon]\nidle_exit = \"0s\"", &["daemon.idle_exit", "10m"]),
         ] {

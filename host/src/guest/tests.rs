@@ -280,7 +280,7 @@ async fn talk_is_no_start() {
             }
         }
     };
-    let mut connection = Connection::establish(ours).await.unwrap();
+    let connection = Connection::establish(ours).await.unwrap();
     let started = async { through(connection.exec(exec()).unwrap()).await };
     tokio::select! {
         result = tokio::time::timeout(HANG, started) => assert_eq!(verdict(&result.unwrap().map(drop)), Silent),

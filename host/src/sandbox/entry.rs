@@ -183,9 +183,9 @@ impl Entry {
     }
 
     /// It takes commands.
-    pub(super) fn is_up(&self, up: Arc<Up>, state: SandboxState) {
+    pub(super) fn is_up(&self, up: Arc<Up>) {
         self.status.send_modify(|status| {
-            status.state = state;
+            status.state = status.state.after(Occurrence::Up);
             status.up = Some(up);
         });
     }

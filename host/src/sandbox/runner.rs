@@ -77,7 +77,7 @@ async fn bring_up(
     let remains = serde_json::to_string(&sandbox.remains()).map_err(LaunchError::Remains)?;
     entry.shared.records.up(entry.id, &remains).map_err(super::place::PlaceError::from)?;
     failpoint::reached("recorded-up");
-    entry.is_up(sandbox.up(), SandboxState::Running);
+    entry.is_up(sandbox.up());
     entry.note("running", None, Details::default());
     Ok(sandbox)
 }
@@ -110,7 +110,7 @@ pub(super) async fn adopt(
 ) {
     match Sandbox::adopt(entry.site(), remains).await {
         Ok(sandbox) => {
-            entry.is_up(sandbox.up(), state);
+            entry.is_up(sandbox.up());
             entry.note("adopted", None, Details::default());
             if state == SandboxState::Running {
                 command::follow_all(&entry).await;

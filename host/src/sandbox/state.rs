@@ -24,8 +24,6 @@ pub(crate) enum Operation {
     Stop,
     /// Have other limits.
     Limit,
-    /// End, and be forgotten.
-    Destroy,
 }
 
 /// What happens to a sandbox.
@@ -63,7 +61,6 @@ impl Operation {
             Operation::Resume => "be resumed",
             Operation::Stop => "be stopped",
             Operation::Limit => "be limited",
-            Operation::Destroy => "be destroyed",
         }
     }
 }
@@ -89,7 +86,6 @@ impl State {
     /// Whether `operation` may be done now.
     pub(crate) fn admit(self, operation: Operation) -> Result<(), Denied> {
         let admitted = match operation {
-            Operation::Destroy => true,
             Operation::Use => self == State::Running,
             Operation::Pause => self == State::Running,
             Operation::Resume => self == State::Paused,
@@ -143,7 +139,6 @@ mod tests {
                 if over {
                     prop_assert!(state.admit(Operation::Use).is_err());
                 }
-                prop_assert!(state.admit(Operation::Destroy).is_ok());
             }
         }
 

@@ -162,6 +162,7 @@ fn required(done: Option<()>, wanted: bool, what: &str) -> io::Result<()> {
 
 impl Cgroup {
     /// No group.
+    #[cfg(test)]
     pub(crate) fn none() -> Cgroup {
         Cgroup::default()
     }

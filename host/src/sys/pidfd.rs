@@ -80,6 +80,7 @@ impl Stat {
 
 impl ProcessId {
     /// This process.
+    #[cfg(test)]
     pub(crate) fn ours() -> ProcessId {
         let none = ProcessId { pid: std::process::id(), start_time: 0 };
         ProcessId::read_own().unwrap_or(none)

@@ -17,7 +17,7 @@ use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
 pub(crate) use crate::sys::pidfd::ProcessId;
-use crate::sys::pidfd::{Process, children};
+use crate::sys::pidfd::Process;
 pub(crate) use crate::sys::spawn::Pids;
 use crate::sys::spawn::Program;
 use crate::sys::tail::{Tail, make_fifo, open_fifo};
@@ -395,10 +395,11 @@ impl Helper {
     }
 
     /// Its process and those directly below: with bubblewrap, the monitor outside and the program.
+    #[cfg(test)]
     pub(crate) fn processes(&self) -> Vec<u32> {
         let Some(process) = self.process().filter(|process| !process.has_ended()) else { return Vec::new() };
         let pid = process.id().pid();
-        std::iter::once(pid).chain(children(pid)).collect()
+        std::iter::once(pid).chain(crate::sys::pidfd::children(pid)).collect()
     }
 
     /// Kills it, if it still runs, and waits until it is gone: the program first, whose end its

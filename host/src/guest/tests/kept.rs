@@ -254,7 +254,7 @@ async fn simple_questions_have_simple_answers() {
                        "agent_rss_bytes": 4, "commands": 5});
     let stats = json(Kind::Reply, 4, &stats);
     against(&[able(), pong, forgotten, unknown, stats], async |stream| {
-        let connection = Connection::establish(stream).await.unwrap();
+        let mut connection = Connection::establish(stream).await.unwrap();
         connection.ping().await.unwrap();
         connection.forget(1).await.unwrap();
         let refused = connection.forget(1).await.unwrap_err();
