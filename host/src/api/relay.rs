@@ -479,7 +479,7 @@ fn tell(line: &mut Line, command: &Command, granted: &mut Granted, event: ExecEv
         ExecEvent::Other(_) => {}
         ExecEvent::Stdout(bytes) => line.post(Frame::new(Kind::Stdout, COMMAND, bytes)),
         ExecEvent::Stderr(bytes) => line.post(Frame::new(Kind::Stderr, COMMAND, bytes)),
-        ExecEvent::StdinRoom(_) | ExecEvent::StdinClosed => grant(line, command, granted),
+        ExecEvent::StdinRoom | ExecEvent::StdinClosed => grant(line, command, granted),
         ExecEvent::Exited(exited) => {
             line.say(Kind::Reply, COMMAND, &Reply::Exited(exited));
             return Leave::Over;

@@ -37,8 +37,8 @@ pub(crate) enum ExecEvent {
     Stdout(Bytes),
     /// Bytes from stderr.
     Stderr(Bytes),
-    /// There is so much more room for stdin, in bytes: see [`Running::stdin_room`].
-    StdinRoom(u32),
+    /// There may be more room for stdin: see [`Running::stdin_room`].
+    StdinRoom,
     /// Nothing reads stdin any more.
     StdinClosed,
     /// It is over. The last event.
@@ -183,7 +183,7 @@ impl Running {
                 if let StdinState::Open { credit } = &mut self.stdin {
                     *credit = credit.saturating_add(u64::from(bytes));
                 }
-                Ok(ExecEvent::StdinRoom(bytes))
+                Ok(ExecEvent::StdinRoom)
             }
             Event::StdinClosed => {
                 self.stdin = StdinState::Ended;

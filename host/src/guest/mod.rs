@@ -9,7 +9,7 @@ mod connection;
 mod dialer;
 #[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod exec;
-#[cfg_attr(not(test), allow(dead_code, reason = "single files are for sessions"))]
+#[allow(dead_code, reason = "single files are for sessions")]
 mod files;
 #[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod inspection;

@@ -145,7 +145,7 @@ async fn through(mut running: Running) -> Result<Connection, GuestError> {
                 is_harmless(&reason.message)?;
                 return Ok(running.into_connection());
             }
-            ExecEvent::StdinRoom(_) | ExecEvent::StdinClosed => {
+            ExecEvent::StdinRoom | ExecEvent::StdinClosed => {
                 let room = running.stdin_room().unwrap_or(0).min(64 * 1024);
                 if room > 0 {
                     running.send_stdin(Bytes::from(vec![0; room]))?;

@@ -16,8 +16,8 @@
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
 use crate::sys::idmap::{self, Staged};
-pub(crate) use crate::sys::pidfd::ProcessId;
 use crate::sys::pidfd::Process;
+pub(crate) use crate::sys::pidfd::ProcessId;
 pub(crate) use crate::sys::spawn::Pids;
 use crate::sys::spawn::Program;
 use crate::sys::tail::{Tail, make_fifo, open_fifo};

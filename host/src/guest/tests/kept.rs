@@ -110,7 +110,7 @@ async fn who_attaches_has_the_credit_it_is_told_of_and_no_more() {
             let connection = Connection::establish(stream).await.unwrap();
             let mut running = connection.attach(attach(asked), None).unwrap();
             // What is granted before the beginning counts for nothing.
-            assert!(matches!(running.next().await.unwrap(), ExecEvent::StdinRoom(_)));
+            assert!(matches!(running.next().await.unwrap(), ExecEvent::StdinRoom));
             let event = running.next().await.unwrap();
             assert!(matches!(event, ExecEvent::Attached { from: 3 }), "{event:?}");
             assert_eq!(running.stdin_room(), room);

@@ -7,7 +7,7 @@ use crate::sys::process::{HelperCommand, Pids, Reports, Station};
 use std::ops::{Deref, DerefMut};
 
 /// With its folder.
-struct Acting(CloudHypervisor, tempfile::TempDir);
+struct Acting(CloudHypervisor, #[expect(dead_code, reason = "it is removed with this")] tempfile::TempDir);
 
 impl Deref for Acting {
     type Target = CloudHypervisor;
