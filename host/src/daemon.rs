@@ -22,6 +22,7 @@ use crate::config::{Config, Supervision};
 use crate::sandbox::failpoint;
 use crate::sandbox::manager::{Manager, OperationError};
 use crate::sandbox::place::{self, PlaceError};
+use crate::sys::activation;
 use crate::sys::lock::Lock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{dup2_stdout, setsid};
@@ -101,6 +102,7 @@ pub(crate) fn run(config: Config, by: StartedBy, format: LogFormat) -> Result<()
         failpoint::set(point);
     }
     if by == StartedBy::Command {
+        activation::close_inherited();
         // Away from the terminal of the command, and from its signals. It fails for who has a session of
         // its own already.
         let _ = setsid();

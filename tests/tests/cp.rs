@@ -112,7 +112,7 @@ fn copies_go_where_docker_puts_them() {
         ("folder", "box:/tmp/old", "there is a file"),
         ("file", "box:/no/such/x", "/no/such"),
         ("no-such", "box:/tmp", "no-such"),
-        ("box:/no/such", "x", "\"/no\""),
+        ("box:/no/such", "x", "\"/no/such\""),
         ("box:/tmp/as", "file", "cannot replace"),
         ("box:/tmp/old", "none/", "none"),
         ("nobox:/tmp", "x", "session 'nobox' not found"),

@@ -108,7 +108,7 @@ fn a_disk_that_is_full_is_said_and_leaves_nothing() {
     let host = Host::of(Grade::Jail);
     std::fs::create_dir_all(host.state()).unwrap();
     let state = host.state();
-    let mount = format!("mount -t tmpfs -o size=6m,mode=0700 none {} && exec \"$@\"", state.display());
+    let mount = format!("mount -t tmpfs -o size=24m,mode=0700 none {} && exec \"$@\"", state.display());
     let daemon = host.daemon_under(&["unshare", "-m", "sh", "-c", &mount, "sh"]);
     // The folder as the daemon sees it.
     let seen = format!("/proc/{}/root{}", daemon.pid(), state.display());

@@ -14,6 +14,13 @@ const FIRST: i32 = 3;
 /// Whether it was taken.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Closes what else whoever started us has left open: it is not for us, and less for those we start. To be
+/// called before anything is opened.
+pub(crate) fn close_inherited() {
+    // SAFETY: a plain system call. Nothing of ours is open above stderr yet.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
+}
+
 /// Takes the first socket that was passed on: one that listens. Once; to be called before anything else
 /// is opened, and only if the environment says that there is one.
 pub(crate) fn take_listener() -> io::Result<UnixListener> {

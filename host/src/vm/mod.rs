@@ -215,7 +215,7 @@ impl Bringup<'_> {
         if let Err(error) = configured {
             return Err(error.or_end(why_ended(&mut *vmm, &exports)).await);
         }
-        Ok(Vm { vmm, exports, dialer: Dialer::Vsock(sockets.join(vmm::VSOCK)) })
+        Ok(Vm { vmm, exports, dialer: Dialer::vsock(sockets.join(vmm::VSOCK), Some(agent)) })
     }
 }
 
@@ -275,7 +275,7 @@ impl Vm {
             exports.extend(export);
         }
         let vmm = remains.vmm.adopt(folder, sockets).await?;
-        let dialer = Dialer::Vsock(sockets.join(vmm::VSOCK));
+        let dialer = Dialer::vsock(sockets.join(vmm::VSOCK), None);
         Ok(vmm.filter(|_| complete).map(|vmm| Vm { vmm, exports, dialer }))
     }
 

@@ -153,7 +153,7 @@ fn a_command_has_no_privilege_whoever_it_seems_to_be() {
     }
     // Nor on the host.
     let child = host.run(&["--", "sleep", "98765"]).spawn();
-    let running = || firn_tests::descendants_of(child.id()).into_iter().find(|it| it.line == "sleep 98765");
+    let running = || host.living().into_iter().find(|it| it.line == "sleep 98765");
     host.wait_until("the command runs", || running().is_some());
     let status = fs::read_to_string(format!("/proc/{}/status", running().unwrap().pid)).unwrap();
     let line = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();

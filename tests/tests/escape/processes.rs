@@ -1,6 +1,6 @@
 //! Ways to processes of the host, and processes that would like to live on there.
 
-use firn_tests::{Bystander, Grade, Host, both_grades, collect, descendants_of, jail_only};
+use firn_tests::{Bystander, Grade, Host, both_grades, collect, jail_only};
 use std::fs;
 
 both_grades!(a_process_of_the_host_cannot_be_reached);
@@ -157,7 +157,7 @@ fn a_flood_of_daemons_ends_with_a_killed_firn(grade: Grade) {
     host.wait_until("they are there", || host.work().join("there").exists());
     // In a guest they are in the VMM's memory.
     host.wait_until("they are seen", || {
-        let sleeping = descendants_of(child.id()).iter().filter(|it| it.line == "sleep 98765").count();
+        let sleeping = host.living().iter().filter(|it| it.line == "sleep 98765").count();
         grade == Grade::Vm || sleeping == 11
     });
     child.kill().unwrap();
