@@ -1,6 +1,6 @@
 //! What a caller has about itself when it starts firn, and must not hand to a command.
 
-use firn_tests::{Grade, Host, both_grades, collect, descendants_of};
+use firn_tests::{Grade, Host, both_grades, collect, descendants};
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
@@ -71,7 +71,7 @@ fn nobody_but_firn_holds_the_callers_descriptors(grade: Grade) {
         links.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target == secret)
     };
     assert!(holds(child.id()), "firn was given it");
-    let helpers = descendants_of(child.id());
+    let helpers: Vec<_> = descendants().into_iter().filter(|process| process.pid != child.id()).collect();
     assert!(helpers.len() > 1, "{helpers:?}");
     let holders: Vec<_> = helpers.iter().filter(|helper| holds(helper.pid)).collect();
     let count = holders.len();
