@@ -121,6 +121,7 @@ fn a_disk_that_is_full_is_said_and_leaves_nothing() {
             block.truncate(block.len() / 2);
         }
     }
+    drop(file);
     let mut failed = None;
     for _ in 0..50 {
         let created = host.firn(&["create", "-i", "jail"]).finish();
