@@ -4,25 +4,31 @@
 //! host) and then does what the file `mode` in the caller's workspace says. One guest image serves
 //! all modes that way. When it is through it waits for ever, so that it is firn that has to end
 //! the guest; only `power-off` and `exit` end it themselves.
+#![allow(unsafe_code, reason = "accept(2) gives a number")]
 #![allow(clippy::unwrap_used, reason = "a failure is a panic, which ends the guest and the test")]
 
 use bytes::BytesMut;
 use firn_protocol::{
-    Codec, EndedBy, Event, ExitStatus, Exited, Failure, FailureCode, Frame, Hello, Kind, NotStarted,
-    NotStartedReason, PROTOCOL_VERSION, READY_PORT, Reply,
+    AGENT_PORT, Codec, EndedBy, Event, ExitStatus, Exited, Failure, FailureCode, Frame, Hello, Kind,
+    NotStarted, NotStartedReason, PROTOCOL_VERSION, READY_PORT, Reply,
 };
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept, bind, connect, socket,
+};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
 /// The host's context id.
 const HOST: u32 = 2;
+
+/// Any context id of ours (`VMADDR_CID_ANY`, `vsock`(7)).
+const ANY: u32 = u32::MAX;
 
 /// What a terminal obeys, in more than one way.
 const ESCAPES: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}\r\nfirn: all is well\n";
@@ -75,6 +81,7 @@ fn act(mode: &str) {
 
 /// What only a guest that behaved so far can do.
 fn in_a_command(mode: &str) {
+    let listener = listen();
     let mut host = Host::greet(PROTOCOL_VERSION);
     host.await_request();
     host.reply(&Reply::Configured);
@@ -85,8 +92,7 @@ fn in_a_command(mode: &str) {
                 reason: NotStartedReason::Other,
                 message: ESCAPES.repeat(3000),
             }));
-            host.await_request();
-            host.reply(&Reply::ShuttingDown);
+            shut_down(&listener);
         }
         "refusal" => {
             host.reply(&Reply::Error(Failure { code: FailureCode::Failed, message: ESCAPES.repeat(1000) }))
@@ -107,8 +113,7 @@ fn in_a_command(mode: &str) {
             host.event(&Event::Started { pid: 1 });
             host.send(Kind::Stdout, if other.is_some() { b"answered\n" } else { b"unheard\n" });
             host.exit();
-            host.await_request();
-            host.reply(&Reply::ShuttingDown);
+            shut_down(&listener);
         }
         "not-the-end" => {
             host.event(&Event::Started { pid: 1 });
@@ -134,6 +139,25 @@ fn sleep_for_ever() -> ! {
     loop {
         std::thread::sleep(Duration::from_secs(1000));
     }
+}
+
+/// Where firn makes further connections.
+fn listen() -> OwnedFd {
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(socket.as_raw_fd(), &VsockAddr::new(ANY, AGENT_PORT)).unwrap();
+    nix::sys::socket::listen(&socket, Backlog::new(16).unwrap()).unwrap();
+    socket
+}
+
+/// Behaves at the end: firn asks for it on a connection of its own.
+fn shut_down(listener: &OwnedFd) {
+    let accepted = accept(listener.as_raw_fd()).unwrap();
+    // SAFETY: the number is that of a connection that was just made, and nobody else has it.
+    let stream = unsafe { File::from_raw_fd(accepted) };
+    let mut host = Host::greet_over(stream, PROTOCOL_VERSION);
+    host.await_request();
+    host.reply(&Reply::ShuttingDown);
+    host.stay();
 }
 
 fn dial_once() -> Option<File> {
@@ -168,7 +192,11 @@ struct Host {
 
 impl Host {
     fn greet(protocol: u32) -> Host {
-        let mut host = Host { stream: dial(), arrived: BytesMut::new(), id: 0 };
+        Host::greet_over(dial(), protocol)
+    }
+
+    fn greet_over(stream: File, protocol: u32) -> Host {
+        let mut host = Host { stream, arrived: BytesMut::new(), id: 0 };
         let hello = Hello {
             protocol,
             software: ESCAPES.to_owned(),
