@@ -29,6 +29,7 @@ mod tests {
     fn durations_as_people_write_them() {
         assert_eq!(parse_some("90").unwrap(), Duration::from_secs(90));
         assert_eq!(parse_some("1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(parse_some("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(parse("0").unwrap(), Duration::ZERO);
         for wrong in ["", "0", "0s", "-1", "soon"] {
             assert!(parse_some(wrong).is_err(), "{wrong}");

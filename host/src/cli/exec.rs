@@ -1,12 +1,13 @@
 //! `firn exec` and `firn enter`: a command in a sandbox that is there.
 
 use super::ask;
+use super::duration;
 use super::exit::Failed;
 use super::output::Output;
 use super::run::events::{Events, Outcome};
 use super::run::keys::Keys;
 use super::run::session::{self, Terms};
-use super::run::{at_least_a_millisecond, duration, stdin, terminal_size, variables};
+use super::run::{at_least_a_millisecond, stdin, terminal_size, variables};
 use crate::api::types::ExecRequest;
 use crate::causes::in_full;
 use crate::config::Config;
@@ -35,7 +36,7 @@ pub(super) struct Exec {
     json: bool,
 
     /// Kill the command after this time: 30s, 10m, 1h30m; a bare number is seconds.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_some)]
     timeout: Option<Duration>,
 
     /// Pass on at most this much of stdout and stderr together, and drop the rest.

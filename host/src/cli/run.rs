@@ -7,6 +7,7 @@ mod signals;
 mod stdio;
 
 use super::ask;
+use super::duration;
 use super::exit::Failed;
 use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
@@ -80,7 +81,7 @@ pub(super) struct Run {
 
     /// Kill the command after this time: 30s, 10m, 1h30m; a bare number is seconds [default: never,
     /// or what the environment says].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_some)]
     timeout: Option<Duration>,
 
     /// Pass on at most this much of stdout and stderr together, and drop the rest.
@@ -140,16 +141,6 @@ pub(super) struct Run {
     /// The command and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<OsString>,
-}
-
-/// `30s`, `1h30m`, or seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    let parsed = match text.parse::<u32>() {
-        Ok(seconds) => Duration::from_secs(u64::from(seconds)),
-        Err(_not_a_number) => humantime::parse_duration(text)?,
-    };
-    // Nothing can be done in no time, and the wish for it is a mistake.
-    if parsed.is_zero() { Err(humantime::DurationError::Empty) } else { Ok(parsed) }
 }
 
 impl Run {
@@ -298,19 +289,4 @@ pub(super) fn variables(asked: &[OsString], tty: bool, config: &Config) -> Vec<V
         Some(Variable { name: Text::from(name), value: Text::from(value) })
     });
     term.into_iter().chain(asked).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_as_people_write_them() {
-        assert_eq!(duration("90").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("1m30s").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        for wrong in ["", "0", "0s", "-1", "soon"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 }
