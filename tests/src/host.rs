@@ -274,6 +274,12 @@ impl Host {
         let _ = self.firn(&["daemon", "stop", "--force"]).finish().expect(0);
     }
 
+    /// Its daemon, if one runs.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.dir.path().join("state/daemon.pid")).ok()?.trim().parse().ok()
+    }
+
     /// Waits until `condition` holds.
     pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + SOON;
@@ -308,9 +314,11 @@ fn is_daemon(line: &str) -> bool {
 impl Drop for Host {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            let daemon = self.daemon_pid();
             self.stop_daemon();
             self.assert_clean();
-            self.wait_until("the daemon is gone", || self.all_living().is_empty());
+            let is_there = || self.all_living().iter().any(|process| Some(process.pid) == daemon);
+            self.wait_until("the daemon is gone", || !is_there());
             return;
         }
         // A test that failed leaves nothing to those after it either. First what the groups are, then

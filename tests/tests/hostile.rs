@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// No hostile guest may keep firn busy for longer, on a slow host without KVM.
 const SOON: Duration = Duration::from_secs(60);
 
-/// The most memory firn itself may take, in KiB. Without a guest's help it takes a tenth.
+/// The most memory the daemon, or the client, may take, in KiB. Without a guest's help they take a tenth.
 const MOST_MEMORY: u64 = 100_000;
 
 /// `firn run` with an agent that behaves as `mode` says.
@@ -72,7 +72,10 @@ fn a_hostile_answer_to_a_command() {
     let done = failed_in_a_line("escapes", "cannot run some-command: [2J]0;owned31m firn: all is well");
     assert!(done.stderr.len() < 2000, "{} bytes", done.stderr.len());
     failed_in_a_line("refusal", "the sandbox could not do a command: [2J]0;owned31m firn: all is well");
-    let done = failed_in_a_line("gone-in-a-chunk", "the connection ended inside a frame");
+    // Whether the piece of a frame still arrives is up to the vsock device.
+    let done = failed("gone-in-a-chunk", &[]);
+    let said = ["the connection ended inside a frame", "closed the connection during a command"];
+    assert!(said.iter().any(|said| done.stderr.contains(said)), "{}", done.stderr);
     assert_eq!(done.text(), "the beginning\n");
 }
 
@@ -91,17 +94,22 @@ fn more_connections_than_one() {
     failed_in_a_line("many-dials", "broke the protocol during the handshake: unknown frame kind 0xff");
 }
 
-/// Starts a hostile guest, and looks at how much memory firn takes until it has ended.
+/// How much memory a process has taken at most, in KiB, if it is still there.
+fn peak(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// Starts a hostile guest, and looks at how much memory firn and its daemon take until it has ended.
 fn largest(mode: &str, args: &[&str]) -> (Finished, u64) {
     let host = Host::new();
     let child = hostile(&host, mode, args).spawn();
-    let status = format!("/proc/{}/status", child.id());
+    let client = child.id();
     let watcher = std::thread::spawn(move || {
         let mut largest = 0;
-        while let Ok(status) = fs::read_to_string(&status) {
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let Some(size) = line.and_then(|line| line.trim().strip_suffix(" kB")) else { break };
-            largest = largest.max(size.parse().unwrap());
+        while let Some(size) = peak(client) {
+            largest = largest.max(size);
             std::thread::sleep(Duration::from_millis(20));
         }
         largest
@@ -112,7 +120,8 @@ fn largest(mode: &str, args: &[&str]) -> (Finished, u64) {
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum();
     assert_eq!(left, 0, "something is left in the runtime folder");
-    (done, watcher.join().unwrap())
+    let daemon = peak(host.daemon_pid().unwrap()).unwrap();
+    (done, daemon.max(watcher.join().unwrap()))
 }
 
 vm_only!(a_console_that_never_stops);
@@ -134,10 +143,10 @@ fn events_without_end() {
     let child = hostile(&host, "endless-events", &[]).spawn();
     host.wait_until("it runs", || !host.sandboxes().is_empty());
     std::thread::sleep(Duration::from_secs(8));
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let memory: u64 = memory.trim().strip_suffix(" kB").unwrap().parse().unwrap();
-    assert!(memory < MOST_MEMORY, "{memory} KiB");
+    for pid in [child.id(), host.daemon_pid().unwrap()] {
+        let memory = peak(pid).unwrap();
+        assert!(memory < MOST_MEMORY, "{memory} KiB");
+    }
     // A person who has seen enough.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     for _ in 0..3 {

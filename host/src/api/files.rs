@@ -7,7 +7,7 @@ use super::types::{Refusal, RefusalKind};
 use crate::causes::in_full;
 use crate::guest::{GuestError, TransferEvent};
 use crate::sandbox::manager::{Handle, OperationError};
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::response::Response;
 use bytes::Bytes;
 use firn_protocol::{ArchiveWrite, FailureCode, FileTarget, Text};
@@ -21,6 +21,9 @@ const WAITING: usize = 4;
 
 /// How long a client may leave an archive standing still.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a client may go on sending an archive after it was told that it is not wanted.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(5);
 
 fn target(path: Text) -> FileTarget {
     FileTarget { path, user: None }
@@ -111,10 +114,28 @@ pub(super) async fn unpack(
     path: Text,
     archive: Body,
 ) -> Result<(), Refusal> {
+    let mut archive = archive.into_data_stream();
+    let unpacked = unpack_from(service, handle, path, &mut archive).await;
+    if unpacked.is_err() {
+        // A client that is still sending reads the answer only if nobody hangs up on it. It goes away
+        // once it has read it.
+        service.work().spawn(async move {
+            let rest = async { while let Some(Ok(_)) = archive.next().await {} };
+            let _ = tokio::time::timeout(REFUSED_PATIENCE, rest).await;
+        });
+    }
+    unpacked
+}
+
+async fn unpack_from(
+    service: &Service,
+    handle: &Handle,
+    path: Text,
+    archive: &mut BodyDataStream,
+) -> Result<(), Refusal> {
     let (mut connection, _activity) = handle.connect().await.map_err(refuse_operation(service))?;
     let write = ArchiveWrite { folder: target(path), name: None };
     let mut transfer = connection.archive_write(write).map_err(|error| refuse(service, &error))?;
-    let mut archive = archive.into_data_stream();
     let mut waiting = Bytes::new();
     let mut ended = false;
     loop {

@@ -155,8 +155,12 @@ impl Program {
             read => return Err(failure(&report[..read])),
         }
         // The same way that a process of somebody else's start is taken over.
-        let newborn = Process::adopt(ProcessId::from_bytes(report))?;
-        let newborn = Newborn(Some(newborn.ok_or(io::ErrorKind::BrokenPipe)?));
+        let Some(process) = Process::adopt(ProcessId::from_bytes(report))? else {
+            // Gone already: it could not even prepare itself, and has said why.
+            let read = read_all(&line, &mut report)?;
+            return Err(failure(&report[..read]));
+        };
+        let newborn = Newborn(Some(process));
         if let Some(process) = &newborn.0 {
             record(process.id())?;
         }

@@ -118,8 +118,11 @@ fn in_a_command(mode: &str) {
         "not-the-end" => {
             host.event(&Event::Started { pid: 1 });
             host.exit();
+            // firn has heard the end, and asks for the shutdown elsewhere: it gets more of the same.
+            let mut again = accept_from(&listener);
+            again.await_request();
             loop {
-                host.send(Kind::Stdout, &[b'x'; 1000]);
+                again.send(Kind::Stdout, &[b'x'; 1000]);
             }
         }
         other => panic!("what is {other:?}?"),
@@ -149,12 +152,17 @@ fn listen() -> OwnedFd {
     socket
 }
 
-/// Behaves at the end: firn asks for it on a connection of its own.
-fn shut_down(listener: &OwnedFd) {
+/// A further connection of firn's.
+fn accept_from(listener: &OwnedFd) -> Host {
     let accepted = accept(listener.as_raw_fd()).unwrap();
     // SAFETY: the number is that of a connection that was just made, and nobody else has it.
     let stream = unsafe { File::from_raw_fd(accepted) };
-    let mut host = Host::greet_over(stream, PROTOCOL_VERSION);
+    Host::greet_over(stream, PROTOCOL_VERSION)
+}
+
+/// Behaves at the end.
+fn shut_down(listener: &OwnedFd) {
+    let mut host = accept_from(listener);
     host.await_request();
     host.reply(&Reply::ShuttingDown);
     host.stay();
