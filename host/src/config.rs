@@ -24,12 +24,12 @@
 
 mod file;
 
+pub(crate) use file::PoolSize;
 use file::{FileError, Settings};
 use nix::unistd::Uid;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Where distributions keep programs that are not meant for people's `PATH`.
 const LIBEXEC: &[&str] = &[
@@ -59,10 +59,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// Whether a daemon may be started when none listens there.
     pub(crate) autostart: Autostart,
-    /// How many sandboxes there may be that are not over.
-    pub(crate) max_sandboxes: usize,
-    /// How long a daemon that a command has started stays with nothing to do. None: for ever.
-    pub(crate) idle_exit: Option<Duration>,
+    /// What the configuration file says.
+    pub(crate) settings: Settings,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
 }
@@ -276,7 +274,6 @@ impl Config {
             })
             .collect();
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
-        let Settings { max_sandboxes, idle_exit } = Settings::default();
         Ok(Config {
             runtime_dir,
             cache_dir,
@@ -285,8 +282,7 @@ impl Config {
             state_dir,
             socket,
             autostart,
-            max_sandboxes,
-            idle_exit,
+            settings: Settings::default(),
             programs,
         })
     }
@@ -301,8 +297,7 @@ impl Config {
                 None => Settings::default(),
             },
         };
-        let Settings { max_sandboxes, idle_exit } = settings;
-        Ok(Config { max_sandboxes, idle_exit, ..config })
+        Ok(Config { settings, ..config })
     }
 
     /// The folders programs are looked for in, those of programs that were named by variables

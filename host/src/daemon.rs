@@ -205,7 +205,7 @@ async fn serve(
 
 /// Waits until a daemon that a command has started has had nothing to do for long enough.
 async fn nothing_to_do(config: &Config, by: StartedBy, service: &Service, connections: &TaskTracker) {
-    let (Some(patience), StartedBy::Command) = (config.idle_exit, by) else {
+    let (Some(patience), StartedBy::Command) = (config.settings.idle_exit, by) else {
         return std::future::pending().await;
     };
     let pause = (patience / 4).clamp(Duration::from_millis(100), IDLE_CHECK);

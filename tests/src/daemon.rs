@@ -62,6 +62,11 @@ impl Daemon {
         child.wait().unwrap();
     }
 
+    /// Waits until it has ended by itself, as it should.
+    pub fn ended(mut self) {
+        let _ = collect(self.0.take().unwrap()).expect(0);
+    }
+
     /// Waits until it has been killed by its failpoint.
     pub fn killed(mut self) {
         let finished = collect(self.0.take().unwrap());

@@ -40,7 +40,8 @@ impl Firn {
             .env("HOME", host.home())
             .env("FIRN_RUNTIME_DIR", host.runtime())
             .env("FIRN_STATE_DIR", host.state())
-            .env("FIRN_CACHE_DIR", host.cache());
+            .env("FIRN_CACHE_DIR", host.cache())
+            .env("FIRN_CONFIG", host.config());
         if let Some(user) = host.user() {
             use std::os::unix::process::CommandExt as _;
             command.uid(user).gid(user);

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// How long to wait for something that happens soon or never.
 const SOON: Duration = Duration::from_secs(60);
 
+/// No guest boots that no test has asked for, be there KVM or not.
+const USUAL_CONFIG: &str = "[pool]\nvm = 0\n";
+
 /// Nobody's number.
 const NORMAL_USER: u32 = 54_242;
 
@@ -64,6 +67,7 @@ impl Host {
         for name in ["home", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
+        fs::write(dir.path().join("config.toml"), USUAL_CONFIG).unwrap();
         let cache = setting("FIRN_TEST_CACHE").unwrap_or_else(|| binaries().join("test-cache"));
         Host { dir, cache, user: None, grade, heir: adopt_orphans() }
     }
@@ -110,6 +114,18 @@ impl Host {
     #[must_use]
     pub fn cache(&self) -> &Path {
         &self.cache
+    }
+
+    /// The daemon's configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    /// What a command that prints JSON said of the daemon.
+    #[must_use]
+    pub fn daemon_status(&self) -> serde_json::Value {
+        self.firn(&["daemon", "status", "--json"]).finish().expect(0).json()
     }
 
     /// A folder to work in, on the host.

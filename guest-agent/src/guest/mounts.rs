@@ -5,7 +5,7 @@
 //! command, so nothing races with it.
 
 use super::configure::ConfigureError;
-use super::root::{failed, make, mount_on};
+use super::root::{failed, make, mount_on, mount_share};
 use firn_protocol::{Access, Mount, MountSource};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ impl Private {
         if !self.shares.contains_key(tag) {
             let place = Path::new(PRIVATE).join(self.shares.len().to_string());
             make(&place)?;
-            mount_on(tag, &place, "virtiofs", MsFlags::empty(), "")?;
+            mount_share(tag, &place, MsFlags::empty())?;
             self.shares.insert(tag.to_owned(), place);
         }
         Ok(&self.shares[tag])

@@ -8,11 +8,13 @@
 
 use super::configure::ConfigureError;
 use firn_protocol::Root;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const LOWER: &str = "/lower";
 const WRITABLE: &str = "/rw";
@@ -30,7 +32,7 @@ pub(super) fn enter(root: &Root) -> Result<(), ConfigureError> {
     for folder in [LOWER, WRITABLE, NEW] {
         make(Path::new(folder))?;
     }
-    mount_on(&root.tag, LOWER, "virtiofs", MsFlags::MS_RDONLY, "")?;
+    mount_share(&root.tag, LOWER, MsFlags::MS_RDONLY)?;
     let size = format!("size={},mode=0755", root.writable_bytes);
     mount_on("tmpfs", WRITABLE, "tmpfs", MsFlags::empty(), &size)?;
     for folder in [UPPER, WORK] {
@@ -149,6 +151,26 @@ pub(super) fn mount_on(
             if kind == source || kind.is_empty() { source.to_owned() } else { format!("{kind} {source:?}") };
         failed(&what, target, errno)
     })
+}
+
+/// How long a share's device may take to be found, after the host has added it.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often it is looked for.
+const DEVICE_PAUSE: Duration = Duration::from_millis(2);
+
+/// Mounts a share. Its device may have been added a moment ago, and not be found yet.
+pub(super) fn mount_share(tag: &str, target: impl AsRef<Path>, flags: MsFlags) -> Result<(), ConfigureError> {
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    loop {
+        match mount_on(tag, &target, "virtiofs", flags, "") {
+            // What the kernel says of a tag that it does not know.
+            Err(ConfigureError::Mount { source: Errno::EINVAL, .. }) if Instant::now() < deadline => {
+                std::thread::sleep(DEVICE_PAUSE);
+            }
+            mounted => return mounted,
+        }
+    }
 }
 
 /// The error of a mount that failed.

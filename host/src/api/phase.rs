@@ -13,7 +13,7 @@ pub(super) fn describe(progress: &Progress) -> String {
         Progress::Building(step) => describe_step(step),
         Progress::Vm(Phase::Starting) => "starting the microVM".to_owned(),
         Progress::Vm(Phase::Booting) => "booting".to_owned(),
-        Progress::Vm(Phase::Configuring) => "mounting".to_owned(),
+        Progress::Vm(Phase::Attaching | Phase::Configuring) => "mounting".to_owned(),
         Progress::Jail => "starting the jail".to_owned(),
     }
 }
@@ -37,6 +37,7 @@ fn name(progress: &Progress) -> &'static str {
         Progress::Building(_) => "build",
         Progress::Vm(Phase::Starting) => "start",
         Progress::Vm(Phase::Booting) => "boot",
+        Progress::Vm(Phase::Attaching) => "attach",
         Progress::Vm(Phase::Configuring) => "configure",
         Progress::Jail => "jail",
     }

@@ -128,6 +128,7 @@ impl Service {
             state_dir: config.state_dir.display().to_string(),
             sandboxes: self.living() as u64,
             draining: end.drain.is_cancelled(),
+            pool: self.0.manager.pool(),
         }
     }
 }

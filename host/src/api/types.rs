@@ -390,6 +390,29 @@ pub(crate) struct DaemonInfo {
     pub(crate) sandboxes: u64,
     /// Whether it takes no more requests and waits for those under way.
     pub(crate) draining: bool,
+    /// What waits to be asked for.
+    #[serde(default)]
+    pub(crate) pool: PoolInfo,
+}
+
+/// How full the pool is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PoolInfo {
+    /// Of guests.
+    pub(crate) vm: PoolLevel,
+    /// Of jails.
+    pub(crate) jail: PoolLevel,
+}
+
+/// How full the pool is of one grade.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PoolLevel {
+    /// How many there are to be.
+    pub(crate) wanted: u64,
+    /// How many there are.
+    pub(crate) ready: u64,
 }
 
 /// What `POST /v1/sandboxes/{id}/stop` may be told.

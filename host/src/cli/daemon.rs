@@ -109,7 +109,7 @@ fn as_json(info: &DaemonInfo) -> String {
 }
 
 fn as_text(info: &DaemonInfo) -> String {
-    let DaemonInfo { software, api, pid, started_at, socket, state_dir, sandboxes, draining } = info;
+    let DaemonInfo { software, api, pid, started_at, socket, state_dir, sandboxes, draining, pool } = info;
     let ours = concat!("firn ", env!("CARGO_PKG_VERSION"));
     let version = if software == ours { String::new() } else { format!(" (this is {ours})") };
     let doing = if *draining { "stops when what is under way is done" } else { "running" };
@@ -119,6 +119,11 @@ fn as_text(info: &DaemonInfo) -> String {
          since      {started_at}\n\
          socket     {socket}\n\
          state      {state_dir}\n\
-         sandboxes  {sandboxes}\n"
+         sandboxes  {sandboxes}\n\
+         pool       {vm} of {wanted_vm} vm, {jail} of {wanted_jail} jail\n",
+        vm = pool.vm.ready,
+        wanted_vm = pool.vm.wanted,
+        jail = pool.jail.ready,
+        wanted_jail = pool.jail.wanted,
     )
 }

@@ -127,6 +127,7 @@ mod tests {
                 state_dir: "/var/lib/firn".to_owned(),
                 sandboxes: 3,
                 draining: false,
+                pool: crate::api::types::PoolInfo::default(),
             }),
         };
         insta::assert_snapshot!(render(&versions), @r"

@@ -6,6 +6,10 @@
 //!
 //! [daemon]
 //! idle_exit = "10m"       # of one that a command has started; or "never"
+//!
+//! [pool]                  # sandboxes that wait to be asked for
+//! vm = 1                  # guests; absent: one, with KVM, once a vm was asked for
+//! jail = 0
 //! ```
 
 use serde::Deserialize;
@@ -15,6 +19,9 @@ use std::time::Duration;
 
 /// More sandboxes than a host has processes for.
 const MOST_SANDBOXES: usize = 10_000;
+
+/// More than anybody asks for before the pool is filled again.
+const MOST_SPARES: usize = 256;
 
 /// The configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +61,7 @@ pub(crate) enum FileError {
 struct Sections {
     limits: Limits,
     daemon: Daemon,
+    pool: Pool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,16 +76,37 @@ struct Daemon {
     idle_exit: Option<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Pool {
+    vm: Option<usize>,
+    jail: Option<usize>,
+}
+
 /// What the file says, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Settings {
-    pub(super) max_sandboxes: usize,
-    pub(super) idle_exit: Option<Duration>,
+pub(crate) struct Settings {
+    /// How many sandboxes there may be that are not over.
+    pub(crate) max_sandboxes: usize,
+    /// How long a daemon that a command has started stays with nothing to do. None: for ever.
+    pub(crate) idle_exit: Option<Duration>,
+    /// How many wait to be asked for.
+    pub(crate) pool: PoolSize,
+}
+
+/// How many sandboxes wait to be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PoolSize {
+    /// Guests. None: one, on a host with KVM and memory to spare, once a vm was asked for.
+    pub(crate) vm: Option<usize>,
+    /// Jails.
+    pub(crate) jail: usize,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { max_sandboxes: 256, idle_exit: Some(Duration::from_secs(600)) }
+        let idle_exit = Some(Duration::from_secs(600));
+        Settings { max_sandboxes: 256, idle_exit, pool: PoolSize::default() }
     }
 }
 
@@ -92,7 +121,7 @@ impl Settings {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Settings, FileError> {
-        let Sections { limits, daemon } = toml::from_str(text)
+        let Sections { limits, daemon, pool } = toml::from_str(text)
             .map_err(|source| FileError::Content { path: path.to_owned(), source: Box::new(source) })?;
         let wrong =
             |key, wanted: &str| FileError::Value { path: path.to_owned(), key, wanted: wanted.into() };
@@ -109,7 +138,13 @@ impl Settings {
                 _ => return Err(wrong("daemon.idle_exit", "a time, as \"10m\", or \"never\"")),
             },
         };
-        Ok(Settings { max_sandboxes, idle_exit })
+        for (key, count) in [("pool.vm", pool.vm), ("pool.jail", pool.jail)] {
+            if count.is_some_and(|count| count > MOST_SPARES) {
+                return Err(wrong(key, &format!("0 to {MOST_SPARES}")));
+            }
+        }
+        let pool = PoolSize { vm: pool.vm, jail: pool.jail.unwrap_or(usual.pool.jail) };
+        Ok(Settings { max_sandboxes, idle_exit, pool })
     }
 }
 
@@ -127,6 +162,8 @@ mod tests {
         assert_eq!(parse("").unwrap(), Settings::default());
         let settings = parse("[daemon]\nidle_exit = \"never\"").unwrap();
         assert_eq!((settings.max_sandboxes, settings.idle_exit), (256, None));
+        let pool = parse("[pool]\njail = 3").unwrap().pool;
+        assert_eq!(pool, PoolSize { vm: None, jail: 3 });
     }
 
     #[test]
@@ -136,6 +173,8 @@ mod tests {
             ("\n\n[limit]", &["line 3", "limit"]),
             ("[limits]\nsandboxes = -1", &["line 2"]),
             ("[limits]\nsandboxes = 0", &["limits.sandboxes", "1 to"]),
+            ("[pool]\nvm = 1000", &["pool.vm", "0 to 256"]),
+            ("[pool]\ncontainers = 1", &["line 2", "containers"]),
             ("[daemon]\nidle_exit = \"0s\"", &["daemon.idle_exit", "10m"]),
         ] {
             let error = parse(text).unwrap_err();

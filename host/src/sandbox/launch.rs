@@ -8,8 +8,9 @@
 use super::manager::OperationError;
 use super::place::{self, Helpers, Place, PlaceError, Site};
 use super::protection::{Isolation, Maker, Protection, milliseconds};
+use super::spare::{self, Spare};
 use super::spec::{Degraded, Grade};
-use super::{Size, Spec};
+use super::{SandboxId, Size, Spec};
 use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
 use crate::env::{Environment, Wrapper};
@@ -19,11 +20,12 @@ use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
 use crate::sys::process::{ProcessId, Station};
+use crate::view::export::Export;
 use crate::view::{Share, View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::Confinement;
 use crate::vm::vmm::backend::{Backend, ChooseError};
-use crate::vm::{self, Phase, Vm, VmError};
+use crate::vm::{self, Boot, Exporter, Guest, Phase, Vm, VmError};
 use firn_protocol::{Exceeded, ResourceLimit};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -221,13 +223,21 @@ impl Up {
 }
 
 impl Sandbox {
-    /// Brings up what was asked for, at `site`.
+    /// Brings up what was asked for, at `site`: from a spare that is there already, if one is given.
     pub(crate) async fn launch(
         config: &Config,
         spec: &Spec,
+        spare: Option<Spare>,
         site: Site,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
+        if let Some(spare) = spare {
+            match Sandbox::from_spare(config, spec, spare, progress).await {
+                Ok(sandbox) => return Ok(sandbox),
+                // It has waited for long and may be dead. Nothing of it is left.
+                Err(error) => tracing::warn!(error = in_full(&error), "a spare was of no use"),
+            }
+        }
         match spec.grade {
             Grade::Vm => match Sandbox::launch_vm(config, spec, site.clone(), progress).await {
                 Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
@@ -239,55 +249,41 @@ impl Sandbox {
         }
     }
 
+    async fn from_spare(
+        config: &Config,
+        spec: &Spec,
+        spare: Spare,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Sandbox, LaunchError> {
+        let Spare { kind, place, .. } = spare;
+        match kind {
+            spare::Kind::Vm(mut guest, _) => {
+                progress(Progress::Vm(Phase::Attaching));
+                let sight = Sight::of(spec, place.id());
+                let exports = sight.export(config, spec, &place)?;
+                guest.attach(exports).await.map_err(Ended::from)?;
+                sight.configure(*guest, spec, place, progress).await
+            }
+            spare::Kind::Jail(jail) => {
+                progress(Progress::Jail);
+                let isolation = Isolation::Jail { maker: Maker::Firn, instead_of_vm: None };
+                let facts = Facts::new(spec, &isolation, place.mechanisms(), jail_limits(spec), None);
+                Ok(Sandbox::new(Inside::Jail(jail), place, facts))
+            }
+        }
+    }
+
     async fn launch_vm(
         config: &Config,
         spec: &Spec,
         site: Site,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
-        progress(Progress::Image);
-        let bwrap = config.program(Program::Bwrap)?;
-        let virtiofsd = config.program(Program::Virtiofsd)?;
-        let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
-        let image = image(Images::new(&config.cache_dir), request, progress).await?;
-        let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
-        let limits = Limits {
-            memory: Some(spec.memory.0.saturating_add(VM_MEMORY)),
-            processes: Some(VM_PROCESSES),
-            // The guest has the processors it was given.
-            cpus: None,
-        };
-        let hostname = format!("firn-{}", site.id);
-        let place = site.claim(backend.device(), &limits, Helpers::Several)?;
-        let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-        let wrapper = match &spec.environment {
-            Environment::Host => None,
-            Environment::Artifact(artifact) => {
-                view.show(&artifact.folder);
-                let project = |share: &Share| artifact.project(&share.target, &share.target);
-                Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect()))
-            }
-        };
-        let sockets = place.make_sockets()?;
-        let record = |role: &'static str, id| place.record(role, id);
-        let vm = vm::Bringup {
-            image: &image,
-            spec,
-            view: &view,
-            hostname,
-            backend: &backend,
-            virtiofsd: &virtiofsd,
-            confinement: Confinement {
-                bwrap: &bwrap,
-                identity: place.identity(),
-                station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
-                sockets: &sockets,
-            },
-        };
-        let vm = vm.run(&mut |phase| progress(Progress::Vm(phase))).await.map_err(Ended::from)?;
-        let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
-        let facts = Facts::new(spec, &isolation, place.mechanisms(), limits, wrapper);
-        Ok(Sandbox::new(Inside::Vm(Box::new(vm)), place, facts))
+        let ground = Ground::make(config, spec, site, progress).await?;
+        let sight = Sight::of(spec, ground.place.id());
+        let exports = sight.export(config, spec, &ground.place)?;
+        let (guest, place, _) = ground.boot(config, spec, exports, progress).await?;
+        sight.configure(guest, spec, place, progress).await
     }
 
     fn launch_jail(
@@ -298,40 +294,9 @@ impl Sandbox {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
         progress(Progress::Jail);
-        let bwrap = config.program(Program::Bwrap)?;
-        let agent = config.program(Program::Agent)?;
-        let limits = Limits {
-            memory: Some(spec.memory.0),
-            processes: Some(with_ours(spec.processes)),
-            cpus: spec.cpus,
-        };
-        let hostname = format!("firn-{}", site.id);
-        let place = site.claim(None, &limits, Helpers::One)?;
-        let mechanisms = place.mechanisms();
-        if mechanisms.cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
-            return Err(LaunchError::Unenforceable);
-        }
-        let record = |role: &'static str, id| place.record(role, id);
-        let bringup = jail::Bringup {
-            bwrap: &bwrap,
-            agent: &agent,
-            spec,
-            hostname: &hostname,
-            identity: place.identity(),
-            station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
-        };
-        let (jail, maker, wrapper) = match &spec.environment {
-            Environment::Host => {
-                let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-                (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, None)
-            }
-            Environment::Artifact(artifact) => {
-                let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
-                (jail, Maker::Environment, Some(wrapper))
-            }
-        };
+        let (jail, place, maker, wrapper) = start_jail(config, spec, site)?;
         let isolation = Isolation::Jail { maker, instead_of_vm };
-        let facts = Facts::new(spec, &isolation, mechanisms, limits, wrapper);
+        let facts = Facts::new(spec, &isolation, place.mechanisms(), jail_limits(spec), wrapper);
         Ok(Sandbox::new(Inside::Jail(Box::new(jail)), place, facts))
     }
 
@@ -474,9 +439,194 @@ impl Sandbox {
             Inside::Vm(vm) => vm.destroy(place.cgroup()).await,
             Inside::Jail(jail) => jail.destroy(place.cgroup()).await,
         }
-        // Waits for processes to be gone.
-        let _ = tokio::task::spawn_blocking(move || drop(place)).await;
+        remove(place).await;
     }
+}
+
+/// A guest that knows nothing, for whoever will ask for one like `spec`.
+pub(super) async fn spare_vm(
+    config: &Config,
+    spec: &Spec,
+    site: Site,
+) -> Result<(spare::Kind, Place), LaunchError> {
+    let mut nobody_listens = |_| {};
+    let ground = Ground::make(config, spec, site, &mut nobody_listens).await?;
+    let (guest, place, backend) = ground.boot(config, spec, Vec::new(), &mut nobody_listens).await?;
+    Ok((spare::Kind::Vm(Box::new(guest), backend), place))
+}
+
+/// A jail, for whoever will ask for one like `spec`.
+pub(super) async fn spare_jail(
+    config: &Config,
+    spec: &Spec,
+    site: Site,
+) -> Result<(spare::Kind, Place), LaunchError> {
+    let (jail, place, ..) = start_jail(config, spec, site)?;
+    let dialer = jail.dialer();
+    let answered = async { dialer.dial().await?.ping().await };
+    tokio::select! {
+        answered = answered => answered.map_err(Ended::from)?,
+        ended = jail.ended() => return Err(Ended::from(ended).into()),
+    }
+    Ok((spare::Kind::Jail(Box::new(jail)), place))
+}
+
+/// What a vm is made from, before anything of it runs.
+struct Ground {
+    place: Place,
+    backend: Backend,
+    image: Image,
+}
+
+impl Ground {
+    async fn make(
+        config: &Config,
+        spec: &Spec,
+        site: Site,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Ground, LaunchError> {
+        progress(Progress::Image);
+        // What is missing is told before seconds are spent on an image.
+        config.program(Program::Bwrap)?;
+        config.program(Program::Virtiofsd)?;
+        let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
+        let image = image(Images::new(&config.cache_dir), request, progress).await?;
+        let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
+        let place = site.claim(backend.device(), &vm_limits(spec), Helpers::Several)?;
+        place.make_sockets()?;
+        Ok(Ground { place, backend, image })
+    }
+
+    /// Boots the guest, with these exports.
+    async fn boot(
+        self,
+        config: &Config,
+        spec: &Spec,
+        exports: Vec<Export>,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(Guest, Place, Backend), LaunchError> {
+        let Ground { place, backend, image } = self;
+        let bwrap = config.program(Program::Bwrap)?;
+        let record = |role: &'static str, id| place.record(role, id);
+        let boot = Boot {
+            image: &image,
+            spec,
+            backend: &backend,
+            confinement: Confinement {
+                bwrap: &bwrap,
+                identity: place.identity(),
+                station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
+                sockets: &place.sockets(),
+            },
+        };
+        let guest = boot.run(exports, &mut |phase| progress(Progress::Vm(phase))).await;
+        Ok((guest.map_err(Ended::from)?, place, backend))
+    }
+}
+
+/// What a guest is to see of the host.
+struct Sight {
+    hostname: String,
+    view: View,
+    wrapper: Option<Wrapper>,
+}
+
+impl Sight {
+    fn of(spec: &Spec, id: SandboxId) -> Sight {
+        let hostname = format!("firn-{id}");
+        let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
+        let wrapper = match &spec.environment {
+            Environment::Host => None,
+            Environment::Artifact(artifact) => {
+                view.show(&artifact.folder);
+                let project = |share: &Share| artifact.project(&share.target, &share.target);
+                Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect()))
+            }
+        };
+        Sight { hostname, view, wrapper }
+    }
+
+    /// Starts what exports it.
+    fn export(&self, config: &Config, spec: &Spec, place: &Place) -> Result<Vec<Export>, LaunchError> {
+        let (bwrap, virtiofsd) = (config.program(Program::Bwrap)?, config.program(Program::Virtiofsd)?);
+        let record = |role: &'static str, id| place.record(role, id);
+        let exporter = Exporter {
+            bwrap: &bwrap,
+            virtiofsd: &virtiofsd,
+            identity: place.identity(),
+            station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
+            sockets: &place.sockets(),
+        };
+        Ok(vm::exports(&exporter, spec, &self.view).map_err(Ended::from)?)
+    }
+
+    /// Makes a guest that has the exports the sandbox.
+    async fn configure(
+        self,
+        guest: Guest,
+        spec: &Spec,
+        place: Place,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Sandbox, LaunchError> {
+        progress(Progress::Vm(Phase::Configuring));
+        let vm = guest.configure(spec, &self.view, self.hostname).await.map_err(Ended::from)?;
+        let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
+        let facts = Facts::new(spec, &isolation, place.mechanisms(), vm_limits(spec), self.wrapper);
+        Ok(Sandbox::new(Inside::Vm(Box::new(vm)), place, facts))
+    }
+}
+
+fn vm_limits(spec: &Spec) -> Limits {
+    Limits {
+        memory: Some(spec.memory.0.saturating_add(VM_MEMORY)),
+        processes: Some(VM_PROCESSES),
+        // The guest has the processors it was given.
+        cpus: None,
+    }
+}
+
+fn jail_limits(spec: &Spec) -> Limits {
+    Limits { memory: Some(spec.memory.0), processes: Some(with_ours(spec.processes)), cpus: spec.cpus }
+}
+
+fn start_jail(
+    config: &Config,
+    spec: &Spec,
+    site: Site,
+) -> Result<(Jail, Place, Maker, Option<Wrapper>), LaunchError> {
+    let bwrap = config.program(Program::Bwrap)?;
+    let agent = config.program(Program::Agent)?;
+    let limits = jail_limits(spec);
+    let hostname = format!("firn-{}", site.id);
+    let place = site.claim(None, &limits, Helpers::One)?;
+    if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
+        return Err(LaunchError::Unenforceable);
+    }
+    let record = |role: &'static str, id| place.record(role, id);
+    let bringup = jail::Bringup {
+        bwrap: &bwrap,
+        agent: &agent,
+        spec,
+        hostname: &hostname,
+        identity: place.identity(),
+        station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
+    };
+    let (jail, maker, wrapper) = match &spec.environment {
+        Environment::Host => {
+            let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
+            (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, None)
+        }
+        Environment::Artifact(artifact) => {
+            let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
+            (jail, Maker::Environment, Some(wrapper))
+        }
+    };
+    Ok((jail, place, maker, wrapper))
+}
+
+/// Removes a place that nothing uses any more. It waits for processes to be gone.
+pub(super) async fn remove(place: Place) {
+    let _ = tokio::task::spawn_blocking(move || drop(place)).await;
 }
 
 impl Facts {

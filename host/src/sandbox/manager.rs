@@ -6,19 +6,23 @@ pub(crate) use super::handle::Handle;
 use super::audit::{Audit, Details};
 use super::entry::{Entry, Order, Termination, Written};
 use super::launch::{Ended, LaunchError, Progress};
-use super::place::{self, PlaceError};
+use super::place::{self, PlaceError, Site};
+use super::pool::{self, Pool};
 use super::protection::Protection;
 use super::records::{Facts, Record, Records, RecordsError};
-use super::spec::{Spec, SpecError};
+use super::spare::{self, Spare};
+use super::spec::{Grade, Spec, SpecError};
 use super::{SandboxId, failpoint, runner};
-use crate::api::types::{Caller, CreateRequest, EventRecord, RenewRequest, SandboxInfo, SandboxState};
+use crate::api::types::{
+    Caller, CreateRequest, EventRecord, PoolInfo, RenewRequest, SandboxInfo, SandboxState,
+};
 use crate::causes::in_full;
 use crate::config::Config;
 use crate::sys::cgroup::PauseError;
 use crate::sys::clock;
 use firn_protocol::Exceeded;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +46,8 @@ pub(crate) enum Life {
     Ephemeral,
     /// The detached command it was made for.
     Command,
+    /// The pool: it waits to be asked for, and ends with the daemon.
+    Spare,
 }
 
 /// Why something was not done.
@@ -159,6 +165,7 @@ pub(super) struct Shared {
     /// The folder of all places.
     pub(super) places: PathBuf,
     pub(super) tasks: TaskTracker,
+    pool: Pool,
     registry: Mutex<Registry>,
     /// Cancelled when the daemon ends: runners let their sandboxes go.
     release: CancellationToken,
@@ -167,6 +174,8 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 struct Registry {
     entries: BTreeMap<SandboxId, Arc<Entry>>,
+    /// The ids of what waits in the pool.
+    spares: BTreeSet<SandboxId>,
     stopping: bool,
 }
 
@@ -190,6 +199,39 @@ impl Shared {
         Ok(())
     }
 
+    /// Where a spare of the pool may make its place. It is written down.
+    pub(super) fn spare_site(&self, grade: Grade) -> Result<Site, OperationError> {
+        let mut registry = self.registry();
+        let id = registry.free_id()?;
+        let now = clock::boot_ms();
+        self.records.insert(&Record {
+            id,
+            name: id.to_string(),
+            life: Life::Spare,
+            state: SandboxState::Starting,
+            doomed: false,
+            boot: clock::boot_id(),
+            request: spare::request(grade),
+            facts: Facts { created_unix_ms: clock::unix_ms(), created_boot_ms: now, ..Facts::default() },
+            remains: None,
+        })?;
+        registry.spares.insert(id);
+        Ok(Site { id, dir: self.places.clone(), records: Arc::clone(&self.records) })
+    }
+
+    /// A spare is gone.
+    pub(super) fn forget_spare(&self, id: SandboxId) {
+        if let Err(error) = self.records.remove(id) {
+            tracing::warn!(spare = %id, error = in_full(&error), "cannot remove the record");
+        }
+        self.registry().spares.remove(&id);
+    }
+
+    /// Whether no sandbox is made any more.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.registry().stopping
+    }
+
     /// When the daemon lets its sandboxes go.
     pub(super) async fn released(&self) {
         self.release.cancelled().await;
@@ -197,6 +239,16 @@ impl Shared {
 }
 
 impl Registry {
+    /// An id that nobody has.
+    fn free_id(&self) -> Result<SandboxId, OperationError> {
+        loop {
+            let id = SandboxId::random().map_err(OperationError::Id)?;
+            if !self.entries.contains_key(&id) && !self.spares.contains(&id) {
+                return Ok(id);
+            }
+        }
+    }
+
     fn check_free(&self, name: &str, except: Option<SandboxId>) -> Result<(), OperationError> {
         let taken = |entry: &&Arc<Entry>| {
             Some(entry.id) != except && !entry.status().state.is_over() && entry.written().name == name
@@ -244,16 +296,19 @@ impl Manager {
         let places = place::prepare(&config.runtime_dir)?;
         let records = Arc::new(Records::open(&config.state_dir)?);
         let audit = Audit::new(records.dir().join("audit"), records.generation());
+        let (pool, source) = Pool::new();
         let manager = Manager(Arc::new(Shared {
             config,
             records,
             audit,
             places,
             tasks: TaskTracker::new(),
+            pool,
             registry: Mutex::default(),
             release: CancellationToken::new(),
         }));
         manager.recover().await?;
+        manager.0.tasks.spawn(pool::run(Arc::clone(&manager.0), source));
         Ok(manager)
     }
 
@@ -281,7 +336,8 @@ impl Manager {
         let written = Written { name, facts };
         let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request, written, state);
         let remains = remains.and_then(|remains| serde_json::from_str(&remains).ok());
-        let lives = same_boot && !doomed && life != Life::Ephemeral;
+        let outlives_daemon = matches!(life, Life::Kept | Life::Command);
+        let lives = same_boot && !doomed && outlives_daemon;
         if let (true, SandboxState::Running | SandboxState::Paused, Some(remains)) = (lives, state, remains) {
             self.0.registry().entries.insert(id, Arc::clone(&entry));
             let (answer, answered) = oneshot::channel();
@@ -293,7 +349,7 @@ impl Manager {
             tracing::error!(sandbox = %id, error = in_full(&error), "cannot remove what is left of a sandbox");
             return None;
         }
-        let remembered = !doomed && life != Life::Ephemeral && state != SandboxState::Starting;
+        let remembered = !doomed && outlives_daemon && state != SandboxState::Starting;
         if remembered {
             self.0.registry().entries.insert(id, Arc::clone(&entry));
             if !state.is_over() {
@@ -304,7 +360,10 @@ impl Manager {
             }
         } else {
             entry.is_gone(None);
-            entry.note("destroyed", None, Details::default().with("reason", "its daemon was killed"));
+            // A spare was nobody's: there is nothing to tell of it.
+            if life != Life::Spare {
+                entry.note("destroyed", None, Details::default().with("reason", "its daemon was killed"));
+            }
         }
         None
     }
@@ -322,8 +381,15 @@ impl Manager {
         if let Some(name) = &request.name {
             check_name(name)?;
         }
+        let mut spare = self.0.pool.take(&spec).await;
         loop {
-            let (entry, orders) = match self.register(&request, life)? {
+            let registered = self.register(&request, life, spare.as_ref().map(Spare::id));
+            if !matches!(registered, Ok(Registered::New(..)))
+                && let Some(spare) = spare.take()
+            {
+                self.0.pool.give_back(spare).await;
+            }
+            let (entry, orders) = match registered? {
                 Registered::New(entry, orders) => (entry, orders),
                 Registered::Before(entry) => {
                     let mut status = entry.watch();
@@ -342,11 +408,12 @@ impl Manager {
             let mut abandoned = Abandoned((life == Life::Ephemeral).then(|| Arc::clone(&entry)));
             let details = Details::default()
                 .with("name", entry.written().name.clone())
-                .with("isolation", spec.grade.name());
+                .with("isolation", spec.grade.name())
+                .with("pooled", spare.is_some());
             entry.note("created", by, details);
             let (tell, mut told) = mpsc::channel(PROGRESS);
             let (answer, mut answered) = oneshot::channel();
-            self.0.tasks.spawn(runner::run(Arc::clone(&entry), spec, orders, tell, answer));
+            self.0.tasks.spawn(runner::run(Arc::clone(&entry), spec, spare, orders, tell, answer));
             loop {
                 tokio::select! {
                     Some(phase) = told.recv() => progress(phase),
@@ -360,7 +427,13 @@ impl Manager {
         }
     }
 
-    fn register(&self, request: &CreateRequest, life: Life) -> Result<Registered, OperationError> {
+    /// Writes a sandbox down, which has the id of a spare if there is one for it.
+    fn register(
+        &self,
+        request: &CreateRequest,
+        life: Life,
+        spare: Option<SandboxId>,
+    ) -> Result<Registered, OperationError> {
         let mut registry = self.0.registry();
         if registry.stopping {
             return Err(OperationError::Stopping);
@@ -377,7 +450,7 @@ impl Manager {
                 None => {}
             }
         }
-        let limit = self.0.config.max_sandboxes;
+        let limit = self.0.config.settings.max_sandboxes;
         let living = registry.entries.values().filter(|entry| !entry.status().state.is_over()).count();
         if living >= limit {
             return Err(OperationError::TooMany { limit });
@@ -385,12 +458,7 @@ impl Manager {
         if let Some(name) = &request.name {
             registry.check_free(name, None)?;
         }
-        let id = loop {
-            let id = SandboxId::random().map_err(OperationError::Id)?;
-            if !registry.entries.contains_key(&id) {
-                break id;
-            }
-        };
+        let id = spare.map_or_else(|| registry.free_id(), Ok)?;
         let now = clock::boot_ms();
         let facts = Facts {
             created_unix_ms: clock::unix_ms(),
@@ -417,6 +485,7 @@ impl Manager {
         let written = Written { name: record.name, facts: record.facts };
         let state = SandboxState::Starting;
         let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, record.request, written, state);
+        registry.spares.remove(&id);
         registry.entries.insert(id, Arc::clone(&entry));
         Ok(Registered::New(entry, orders))
     }
@@ -510,6 +579,11 @@ impl Manager {
         self.0.audit.since(of, since)
     }
 
+    /// How full the pool is.
+    pub(crate) fn pool(&self) -> PoolInfo {
+        self.0.pool.level()
+    }
+
     /// Takes no more creates.
     pub(crate) fn stop_creating(&self) {
         self.0.registry().stopping = true;
@@ -520,8 +594,9 @@ impl Manager {
     pub(crate) async fn close(&self) {
         self.stop_creating();
         let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().cloned().collect();
-        for entry in entries.iter().filter(|entry| entry.life == Life::Ephemeral) {
-            entry.terminate(Termination::Destroy);
+        let ephemeral = || entries.iter().filter(|entry| entry.life == Life::Ephemeral);
+        ephemeral().for_each(|entry| entry.terminate(Termination::Destroy));
+        for entry in ephemeral() {
             let ended = entry.watch().wait_for(|status| status.gone || status.state.is_over()).await.is_ok();
             debug_assert!(ended, "an entry holds its own sender");
         }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Manager ─▶ Entry ◀── runner (one task each) ─▶ launch ─▶ Place, Vm | Jail
-//!      └─ Handle ─┴─▶ Command
+//!      ├─ Handle ─┴─▶ Command                          ▲
+//!      └─ Pool ───────────────────── Spare ────────────┘
 //! ```
 
 mod activity;
@@ -16,10 +17,12 @@ pub(crate) mod launch;
 mod log;
 pub(crate) mod manager;
 pub(crate) mod place;
+mod pool;
 pub(crate) mod protection;
 pub(crate) mod records;
 mod runner;
 mod size;
+mod spare;
 pub(crate) mod spec;
 mod state;
 

@@ -228,6 +228,11 @@ fn remove_cgroup(cgroup: &Cgroup) -> Result<(), PlaceError> {
 }
 
 impl Place {
+    /// Whose it is.
+    pub(crate) fn id(&self) -> SandboxId {
+        self.site.id
+    }
+
     /// Who its helpers are.
     pub(crate) fn identity(&self) -> Identity {
         self.identity

@@ -275,12 +275,16 @@ impl Records {
         RecordsError::Database { action, path: self.dir.join("records.db"), source }
     }
 
-    /// Writes a new sandbox down, before anything of it is made.
+    /// Writes a new sandbox down, before anything of it is made: or what a spare of the pool is to be from
+    /// now on.
     pub(crate) fn insert(&self, record: &Record) -> Result<(), RecordsError> {
         self.write(|database| {
             database.execute(
                 "INSERT INTO sandbox (id, name, owner, idempotency_key, life, state, boot, request, facts)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (id) DO UPDATE SET
+                     name = ?2, owner = ?3, idempotency_key = ?4, life = ?5, state = ?6, boot = ?7,
+                     request = ?8, facts = ?9",
                 params![
                     record.id.number(),
                     record.name,

@@ -12,6 +12,7 @@ use super::audit::Details;
 use super::entry::{Due, Entry, Order, Termination, Work};
 use super::launch::{Ended, LaunchError, Progress, Remains, Sandbox};
 use super::manager::{Life, OperationError};
+use super::spare::Spare;
 use super::spec::Spec;
 use super::state::Occurrence;
 use super::{command, failpoint};
@@ -35,6 +36,7 @@ enum End {
 pub(super) async fn run(
     entry: Arc<Entry>,
     spec: Spec,
+    spare: Option<Spare>,
     orders: mpsc::Receiver<Order>,
     progress: mpsc::Sender<Progress>,
     answer: oneshot::Sender<Result<(), LaunchError>>,
@@ -43,7 +45,7 @@ pub(super) async fn run(
     let launched = tokio::select! {
         biased;
         _ = asked(&mut terminations) => Err(LaunchError::Abandoned),
-        launched = bring_up(&entry, &spec, progress) => launched,
+        launched = bring_up(&entry, &spec, spare, progress) => launched,
     };
     match launched {
         Ok(sandbox) => {
@@ -62,13 +64,14 @@ pub(super) async fn run(
 async fn bring_up(
     entry: &Arc<Entry>,
     spec: &Spec,
+    spare: Option<Spare>,
     progress: mpsc::Sender<Progress>,
 ) -> Result<Sandbox, LaunchError> {
     let mut tell = |phase| {
         // Who does not listen has enough.
         let _ = progress.try_send(phase);
     };
-    let mut sandbox = Sandbox::launch(&entry.shared.config, spec, entry.site(), &mut tell).await?;
+    let mut sandbox = Sandbox::launch(&entry.shared.config, spec, spare, entry.site(), &mut tell).await?;
     failpoint::reached("launched");
     // An ephemeral one finds out with its first command, which need not wait for this.
     if entry.life != Life::Ephemeral {

@@ -173,7 +173,7 @@ pub(crate) enum SpecError {
 }
 
 /// The memory of a sandbox that nobody gave a size.
-const USUAL_MEMORY: Size = Size(1 << 30);
+pub(super) const USUAL_MEMORY: Size = Size(1 << 30);
 
 /// The processes of a sandbox that nobody gave a number.
 const USUAL_PROCESSES: u64 = 2048;

@@ -13,6 +13,7 @@ pub(crate) mod idmap;
 pub(crate) mod kvm;
 pub(crate) mod limits;
 pub(crate) mod lock;
+pub(crate) mod memory;
 mod pidfd;
 pub(crate) mod process;
 pub(crate) mod seccomp;

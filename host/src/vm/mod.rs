@@ -1,11 +1,12 @@
 //! MicroVMs: a guest that booted, was configured, and takes commands.
 //!
 //! ```text
-//!   exports (virtiofsd) ─┐
-//!                        ├─▶ VMM ─▶ guest boots ─▶ agent dials ─▶ Configure ─▶ Vm
+//!   exports (virtiofsd) ─┐                                     ┌─ exports, if they were not there
+//!                        ├─▶ VMM ─▶ guest boots ─▶ agent dials ─┴▶ Guest ─▶ Configure ─▶ Vm
 //!   ready listener ──────┘
 //! ```
 //!
+//! A guest that has booted knows nothing of the sandbox it will be, so it may wait for one.
 //! Everything is started at once and waited for together: whatever ends first, when it should not
 //! have, is the error.
 
@@ -20,7 +21,8 @@ use crate::sys::limits::Cpus;
 use crate::sys::process::{ProcessError, ProcessId};
 use crate::sys::socket;
 use crate::view::View;
-use crate::view::export::{self, BASE_TAG, Export, ExportError, Exporter};
+pub(crate) use crate::view::export::Exporter;
+use crate::view::export::{self, BASE_TAG, Export, ExportError};
 use firn_protocol::{Configure, READY_PORT, Root, Text};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -99,27 +101,32 @@ pub(crate) enum Phase {
     Starting,
     /// The guest's kernel boots.
     Booting,
+    /// The exports are connected to a guest that waited.
+    Attaching,
     /// The agent mounts what it is told.
     Configuring,
 }
 
-/// What a guest is brought up with.
+/// What a guest boots with.
 #[derive(Debug)]
-pub(crate) struct Bringup<'a> {
+pub(crate) struct Boot<'a> {
     /// The kernel and initramfs.
     pub(crate) image: &'a Image,
-    /// What was asked for.
+    /// Its size.
     pub(crate) spec: &'a Spec,
-    /// What it sees of the host.
-    pub(crate) view: &'a View,
-    /// Its host name.
-    pub(crate) hostname: String,
     /// The VMM.
     pub(crate) backend: &'a Backend,
-    /// `virtiofsd`.
-    pub(crate) virtiofsd: &'a Path,
-    /// Where and as whom all of it runs.
+    /// Where and as whom the VMM runs.
     pub(crate) confinement: Confinement<'a>,
+}
+
+/// A guest that has booted and is nobody's: it knows no share and no name. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    vmm: Box<dyn Vmm>,
+    exports: Vec<Export>,
+    agent: Connection,
+    sockets: PathBuf,
 }
 
 /// A guest that takes commands. Dropping it kills it, [`Vm::release`] does not.
@@ -138,17 +145,27 @@ pub(crate) struct Remains {
     exports: Vec<(String, ProcessId)>,
 }
 
-impl Bringup<'_> {
-    /// Boots the guest and configures it.
-    pub(crate) async fn run(self, progress: &mut (dyn FnMut(Phase) + Send)) -> Result<Vm, VmError> {
-        progress(Phase::Starting);
-        let Confinement { bwrap, identity, station, sockets } = self.confinement;
-        let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
-        let exporter = Exporter { bwrap, virtiofsd: self.virtiofsd, identity, station, sockets };
-        let mut exports = vec![exporter.base(self.view)?];
-        let (user, _) = self.spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
-        exports.extend(exporter.shares(self.view, user)?);
+/// Exports all that a sandbox sees of the host.
+pub(crate) fn exports(exporter: &Exporter<'_>, spec: &Spec, view: &View) -> Result<Vec<Export>, VmError> {
+    let mut exports = vec![exporter.base(view)?];
+    let (user, _) = spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
+    exports.extend(exporter.shares(view, user)?);
+    Ok(exports)
+}
 
+/// The most that [`exports`] gives.
+const MOST_EXPORTS: u8 = 2;
+
+impl Boot<'_> {
+    /// Boots a guest with these exports. One without is to get them later: see [`Guest::attach`].
+    pub(crate) async fn run(
+        self,
+        exports: Vec<Export>,
+        progress: &mut (dyn FnMut(Phase) + Send),
+    ) -> Result<Guest, VmError> {
+        progress(Phase::Starting);
+        let Confinement { identity, sockets, .. } = self.confinement;
+        let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
         let manifest = &self.image.manifest;
         let machine = Machine {
             kernel: self.image.dir.join(&manifest.kernel),
@@ -157,6 +174,7 @@ impl Bringup<'_> {
             vcpus: self.spec.cpus.and_then(Cpus::whole).unwrap_or_else(|| self.backend.usual_vcpus()),
             memory: self.spec.memory.0,
             exports: exports.iter().map(|export| (export.tag.to_owned(), export.tag.to_owned())).collect(),
+            spare_exports: if exports.is_empty() { MOST_EXPORTS } else { 0 },
         };
         let starting = self.backend.start(&machine, self.confinement);
         let mut vmm = tokio::select! {
@@ -200,22 +218,60 @@ impl Bringup<'_> {
         };
         // Whoever else in the guest dials this port reaches nobody.
         drop(listener);
-        let mut agent = match connected {
+        let agent = match connected {
             Err(VmError::Guest(error)) => return Err(error.or_end(why_ended(&mut *vmm, &exports)).await),
             connected => connected?,
         };
+        Ok(Guest { vmm, exports, agent, sockets: sockets.to_owned() })
+    }
+}
 
-        progress(Phase::Configuring);
-        let configure = configuration(self.spec, self.view, self.hostname)?;
+impl Guest {
+    /// Connects exports to a guest that booted without.
+    pub(crate) async fn attach(&mut self, exports: Vec<Export>) -> Result<(), VmError> {
+        let attached = async {
+            for export in &exports {
+                self.vmm.attach(export.tag, export.tag).await?;
+            }
+            Ok::<_, VmError>(())
+        };
+        tokio::select! {
+            attached = attached => attached,
+            // The VMM waits for who does not answer.
+            failure = any_ended(&exports) => Err(failure.into()),
+        }?;
+        self.exports.extend(exports);
+        Ok(())
+    }
+
+    /// Makes it a sandbox.
+    pub(crate) async fn configure(
+        mut self,
+        spec: &Spec,
+        view: &View,
+        hostname: String,
+    ) -> Result<Vm, VmError> {
+        let configure = configuration(spec, view, hostname)?;
         let configured = tokio::select! {
             biased;
-            configured = agent.configure(configure, CONFIGURE_PATIENCE) => configured,
-            failure = why_ended(&mut *vmm, &exports) => return Err(failure),
+            configured = self.agent.configure(configure, CONFIGURE_PATIENCE) => configured,
+            failure = why_ended(&mut *self.vmm, &self.exports) => return Err(failure),
         };
         if let Err(error) = configured {
-            return Err(error.or_end(why_ended(&mut *vmm, &exports)).await);
+            return Err(error.or_end(why_ended(&mut *self.vmm, &self.exports)).await);
         }
+        let Guest { vmm, exports, agent, sockets } = self;
         Ok(Vm { vmm, exports, dialer: Dialer::vsock(sockets.join(vmm::VSOCK), Some(agent)) })
+    }
+
+    /// Waits until it is no more, and says why. May be called again, and dropped at any time.
+    pub(crate) async fn ended(&mut self) -> VmError {
+        why_ended(&mut *self.vmm, &self.exports).await
+    }
+
+    /// Ends it at once and waits until no process is left.
+    pub(crate) async fn destroy(mut self) {
+        end(&mut *self.vmm, &self.exports).await;
     }
 }
 
@@ -241,6 +297,9 @@ async fn why_ended(vmm: &mut dyn Vmm, exports: &[Export]) -> VmError {
 }
 
 async fn any_ended(exports: &[Export]) -> ProcessError {
+    if exports.is_empty() {
+        return std::future::pending().await;
+    }
     let ended = exports.iter().map(|export| Box::pin(export.helper.failed()));
     futures::future::select_all(ended).await.0
 }
@@ -356,9 +415,13 @@ impl Vm {
     pub(crate) async fn destroy(mut self, cgroup: &Cgroup) {
         // With version 1 what is frozen cannot be killed.
         let _ = cgroup.thaw();
-        self.vmm.destroy().await;
-        for export in &self.exports {
-            export.helper.kill().await;
-        }
+        end(&mut *self.vmm, &self.exports).await;
+    }
+}
+
+async fn end(vmm: &mut dyn Vmm, exports: &[Export]) {
+    vmm.destroy().await;
+    for export in exports {
+        export.helper.kill().await;
     }
 }

@@ -80,6 +80,14 @@ impl Backend {
         })
     }
 
+    /// Which VMM it is.
+    pub(crate) fn kind(&self) -> VmmKind {
+        match self {
+            Backend::CloudHypervisor { .. } => VmmKind::CloudHypervisor,
+            Backend::Qemu { .. } => VmmKind::Qemu,
+        }
+    }
+
     /// Starts a guest.
     pub(crate) async fn start(
         &self,

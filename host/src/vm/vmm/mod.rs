@@ -49,6 +49,8 @@ pub(crate) struct Machine {
     /// Tags and the listening vhost-user sockets (names in the folder of sockets) of virtiofs
     /// exports.
     pub(crate) exports: Vec<(String, String)>,
+    /// How many more may be added while it runs ([`Vmm::attach`]).
+    pub(crate) spare_exports: u8,
 }
 
 /// Where and as whom a VMM runs.
@@ -190,6 +192,10 @@ pub(crate) trait Vmm: Send + std::fmt::Debug {
     /// Returns when the VMM or one of its helpers has ended, which nobody asked for. May be
     /// dropped and called again.
     async fn ended(&mut self) -> VmmError;
+
+    /// Adds a virtiofs export to the running guest: its tag, and its listening vhost-user socket (a name in
+    /// the folder of sockets). The guest finds it a moment later.
+    async fn attach(&mut self, tag: &str, socket: &str) -> Result<(), VmmError>;
 
     /// Stops the guest's processors.
     async fn pause(&mut self) -> Result<(), VmmError>;

@@ -5,7 +5,7 @@
 //! passes the connection goes with it, so a late reply can reach nobody and is never taken for the
 //! answer to something else. The VMM is not trusted with our memory: replies are bounded.
 
-use super::config::VmConfig;
+use super::config::{Fs, VmConfig};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -48,6 +48,10 @@ pub(super) const INFO: Call = Call::new("vm.info", Method::GET, StatusCode::OK, 
 /// Loads kernel and initramfs, connects to vhost-user sockets, starts the processors. It tries for
 /// 60 s to reach a vhost-user socket, and then says so.
 pub(super) const BOOT: Call = Call::new("vm.boot", Method::PUT, StatusCode::NO_CONTENT, 70);
+
+/// Adds a virtiofs device to a running guest. As with `vm.boot` a socket that nobody serves takes a minute,
+/// in which nothing else is answered.
+pub(super) const ADD_FS: Call = Call::new("vm.add-fs", Method::PUT, StatusCode::OK, 70);
 
 /// Stops the processors.
 pub(super) const PAUSE: Call = Call::new("vm.pause", Method::PUT, StatusCode::NO_CONTENT, 20);
@@ -153,6 +157,10 @@ impl Client {
 
     pub(super) async fn boot(&self) -> Result<(), ApiError> {
         self.call(&BOOT, Bytes::new()).await.map(drop)
+    }
+
+    pub(super) async fn add_fs(&self, fs: &Fs) -> Result<(), ApiError> {
+        self.call(&ADD_FS, encode(&ADD_FS, fs)?).await.map(drop)
     }
 
     pub(super) async fn pause(&self) -> Result<(), ApiError> {

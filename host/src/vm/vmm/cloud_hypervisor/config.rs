@@ -63,13 +63,20 @@ struct Payload {
     cmdline: String,
 }
 
-/// Schema `FsConfig`.
+/// Schema `FsConfig`, and the body of `vm.add-fs`.
 #[derive(Clone, Debug, Serialize)]
-struct Fs {
+pub(super) struct Fs {
     tag: String,
     socket: String,
     num_queues: usize,
     queue_size: u16,
+}
+
+impl Fs {
+    /// An export, by its tag and the name of its socket in the folder of sockets.
+    pub(super) fn new(tag: &str, socket: &str) -> Fs {
+        Fs { tag: tag.to_owned(), socket: format!("{SOCKETS}/{socket}"), num_queues: 1, queue_size: FS_QUEUE }
+    }
 }
 
 /// Schemas `SerialConfig` and `ConsoleConfig`.
@@ -97,12 +104,7 @@ struct Vsock {
 impl VmConfig {
     /// The machine, from files as cloud-hypervisor sees them.
     pub(super) fn new(machine: &Machine, files: Files) -> VmConfig {
-        let fs = machine.exports.iter().map(|(tag, socket)| Fs {
-            tag: tag.clone(),
-            socket: format!("{SOCKETS}/{socket}"),
-            num_queues: 1,
-            queue_size: FS_QUEUE,
-        });
+        let fs = machine.exports.iter().map(|(tag, socket)| Fs::new(tag, socket));
         VmConfig {
             cpus: Cpus { boot_vcpus: machine.vcpus, max_vcpus: machine.vcpus, nested: false },
             memory: Memory { size: machine.memory, shared: true },
@@ -160,6 +162,7 @@ pub(super) mod tests {
             vcpus: 2,
             memory: 512 << 20,
             exports: vec![("base".into(), "base".into()), ("shares".into(), "shares".into())],
+            spare_exports: 0,
         }
     }
 

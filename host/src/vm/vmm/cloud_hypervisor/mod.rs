@@ -26,7 +26,7 @@ use crate::sys::socket;
 use crate::sys::tail::{Tail, make_fifo, open_fifo};
 use async_trait::async_trait;
 use client::{ApiError, Client, State};
-use config::{Files, VmConfig, not_applied};
+use config::{Files, Fs, VmConfig, not_applied};
 use events::Life;
 use std::ffi::OsString;
 use std::fs::File;
@@ -255,6 +255,10 @@ impl Vmm for CloudHypervisor {
             Life::Before | Life::Running => return self.failed().await,
         };
         VmmError::GuestEnded { how: how.to_owned(), console: self.console() }
+    }
+
+    async fn attach(&mut self, tag: &str, socket: &str) -> Result<(), VmmError> {
+        Ok(self.client.add_fs(&Fs::new(tag, socket)).await?)
     }
 
     async fn pause(&mut self) -> Result<(), VmmError> {

@@ -1,7 +1,8 @@
 //! QEMU's command line.
 //!
 //! The machine is `microvm`: no firmware to speak of, no PCI, virtio over MMIO, announced by ACPI
-//! tables because Debian's kernels find such devices in no other way.
+//! tables because Debian's kernels find such devices in no other way. Only one that is to get devices
+//! while it runs has a PCI bus, with a port for each of them: MMIO has no way to say that one has come.
 
 use super::{Acceleration, GUEST_CID, Machine, SOCKETS, VSOCK_DEVICE};
 use std::ffi::OsString;
@@ -11,6 +12,23 @@ use std::ffi::OsString;
 /// - `erms`, `fsrm`: string instructions announced as fast, which are emulated byte by byte;
 /// - `cx16`: Linux 6.12 panics at boot in one of ten starts with it.
 const SOFTWARE_CPU: &str = "max,la57=off,erms=off,fsrm=off,cx16=off";
+
+/// The size of the queue of a virtiofs device, that of cloud-hypervisor.
+pub(super) const FS_QUEUE: u16 = 1024;
+
+/// What makes Linux look for devices that come to a port, and keep room for them: no firmware has done
+/// either.
+const HOTPLUG: &str = "pcie_ports=native pci=realloc,hpmmiosize=2M,hpmmioprefsize=2M";
+
+/// The port of the export that is added as number `index`.
+pub(super) fn port(index: u8) -> String {
+    format!("port{index}")
+}
+
+/// The chardev and the device of an export.
+pub(super) fn export_id(tag: &str) -> String {
+    format!("export-{tag}")
+}
 
 /// What the command line is made from.
 pub(super) struct Arguments<'a> {
@@ -26,12 +44,13 @@ pub(super) struct Arguments<'a> {
 
 impl Arguments<'_> {
     pub(super) fn render(&self) -> Vec<OsString> {
-        let Machine { cmdline, vcpus, memory, exports, .. } = self.machine;
+        let Machine { cmdline, vcpus, memory, exports, spare_exports, .. } = self.machine;
         let mut args = Vec::new();
         let mut add = |flag: &str, value: String| args.extend([OsString::from(flag), OsString::from(value)]);
 
         // A clock that can be read at boot costs nothing; without one the kernel waits two seconds.
-        add("-machine", "microvm,acpi=on,pit=off,pic=off,rtc=on,memory-backend=ram".to_owned());
+        let pci = if *spare_exports > 0 { ",pcie=on" } else { "" };
+        add("-machine", format!("microvm,acpi=on,pit=off,pic=off,rtc=on,memory-backend=ram{pci}"));
         match self.acceleration {
             Acceleration::Kvm => {
                 add("-accel", "kvm".to_owned());
@@ -53,7 +72,11 @@ impl Arguments<'_> {
 
         for (tag, socket) in exports {
             add("-chardev", format!("socket,id={tag},path={SOCKETS}/{socket}"));
-            add("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size=1024"));
+            add("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size={FS_QUEUE}"));
+        }
+        for index in 0..*spare_exports {
+            let port = port(index);
+            add("-device", format!("pcie-root-port,id={port},chassis={index},slot={index}"));
         }
         add("-chardev", format!("socket,id=vsock,path={SOCKETS}/{VSOCK_DEVICE}"));
         add("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
@@ -87,7 +110,8 @@ impl Arguments<'_> {
                 format!("console=ttyS0 tsc_early_khz={tsc_khz} tsc=reliable no_timer_check norandmaps")
             }
         };
-        format!("{common} {own}")
+        let hotplug = if self.machine.spare_exports > 0 { format!(" {HOTPLUG}") } else { String::new() };
+        format!("{common} {own}{hotplug}")
     }
 }
 
@@ -95,7 +119,7 @@ impl Arguments<'_> {
 mod tests {
     use super::*;
 
-    fn render(acceleration: Acceleration) -> String {
+    fn render(acceleration: Acceleration, spare_exports: u8) -> String {
         let machine = Machine {
             kernel: "/unseen/vmlinux".into(),
             initrd: "/unseen/initrd".into(),
@@ -103,6 +127,7 @@ mod tests {
             vcpus: 2,
             memory: 512 << 20,
             exports: vec![("base".to_owned(), "base".to_owned())],
+            spare_exports,
         };
         let arguments = Arguments {
             machine: &machine,
@@ -122,11 +147,16 @@ mod tests {
 
     #[test]
     fn the_command_line_in_software() {
-        insta::assert_snapshot!(render(Acceleration::Software { tsc_khz: 2_300_000 }));
+        insta::assert_snapshot!(render(Acceleration::Software { tsc_khz: 2_300_000 }, 0));
     }
 
     #[test]
     fn the_command_line_with_kvm() {
-        insta::assert_snapshot!(render(Acceleration::Kvm));
+        insta::assert_snapshot!(render(Acceleration::Kvm, 0));
+    }
+
+    #[test]
+    fn the_command_line_of_a_guest_that_gets_exports_later() {
+        insta::assert_snapshot!(render(Acceleration::Kvm, 2));
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Qemu {
     monitor: Monitor,
     console: Tail,
     accelerator: Accelerator,
+    /// How many ports for exports are taken.
+    attached: u8,
 }
 
 impl Qemu {
@@ -132,7 +134,9 @@ impl Qemu {
             failure = vsock.failed() => return Err(failure.into()),
         };
         match answer {
-            Ok((monitor, accelerator)) => Ok(Qemu { qemu, vsock, monitor, console, accelerator }),
+            Ok((monitor, accelerator)) => {
+                Ok(Qemu { qemu, vsock, monitor, console, accelerator, attached: 0 })
+            }
             // A closed monitor is a QEMU that is ending: its own words say more.
             Err(silent) => match tokio::time::timeout(Duration::from_secs(2), qemu.failed()).await {
                 Ok(failure) => Err(failure.into()),
@@ -216,6 +220,13 @@ impl Vmm for Qemu {
                 _ => self.qemu.failed().await.into(),
             },
         }
+    }
+
+    async fn attach(&mut self, tag: &str, socket: &str) -> Result<(), VmmError> {
+        let port = arguments::port(self.attached);
+        self.attached += 1;
+        let socket = format!("{SOCKETS}/{socket}");
+        self.monitor.add_export(&arguments::export_id(tag), tag, socket, port).await
     }
 
     async fn pause(&mut self) -> Result<(), VmmError> {

@@ -1,6 +1,7 @@
 //! QEMU's monitor, QMP, through the `qapi` crate, whose types are generated from QEMU's schema.
 
 use super::super::{Accelerator, VmmError};
+use super::arguments::FS_QUEUE;
 use crate::sys::socket;
 use futures::StreamExt as _;
 use qapi::futures::{QapiService, QmpStreamTokio};
@@ -73,6 +74,41 @@ impl Monitor {
     /// Lets them go on.
     pub(super) async fn go_on(&self) -> Result<(), VmmError> {
         self.execute("cont", qmp::cont {}).await.map(drop)
+    }
+
+    /// Adds the vhost-user export that listens at `socket` (a path of QEMU's), at a free port.
+    pub(super) async fn add_export(
+        &self,
+        id: &str,
+        tag: &str,
+        socket: String,
+        port: String,
+    ) -> Result<(), VmmError> {
+        let address = qmp::UnixSocketAddress { path: socket, abstract_: None, tight: None };
+        let connected = qmp::ChardevSocket {
+            addr: qmp::SocketAddressLegacy::unix(address.into()),
+            server: Some(false),
+            base: qmp::ChardevCommon { logappend: None, logfile: None },
+            nodelay: None,
+            reconnect: None,
+            telnet: None,
+            tls_authz: None,
+            tls_creds: None,
+            tn3270: None,
+            wait: None,
+            websocket: None,
+        };
+        let backend = qmp::ChardevBackend::socket(connected.into());
+        self.execute("chardev-add", qmp::chardev_add { id: id.to_owned(), backend }).await?;
+        let arguments = [("chardev", id), ("tag", tag)].map(|(name, value)| (name.to_owned(), value.into()));
+        let queue = [("queue-size".to_owned(), FS_QUEUE.into())];
+        let device = qmp::device_add {
+            driver: "vhost-user-fs-pci".to_owned(),
+            bus: Some(port),
+            id: Some(id.to_owned()),
+            arguments: arguments.into_iter().chain(queue).collect(),
+        };
+        self.execute("device_add", device).await.map(drop)
     }
 
     async fn execute<C: QmpCommand + 'static>(

@@ -1,0 +1,97 @@
+//! What waits to become a sandbox: a guest that has booted and knows nothing, or a jail that shows no folder
+//! of the caller's.
+//!
+//! A spare has an id, a record and a place like a sandbox, so whatever happens to the daemon nothing of it is
+//! left. What has to be fixed before it starts decides which create it fits: the memory and processors of a
+//! guest; everything but its limits in time for a jail, since nothing can be mounted into one that runs.
+
+use super::SandboxId;
+use super::launch::{self, Ended, LaunchError};
+use super::place::{Place, Site};
+use super::spec::{Degraded, Grade, Spec};
+use crate::api::types::CreateRequest;
+use crate::config::Config;
+use crate::env::Environment;
+use crate::jail::Jail;
+use crate::vm::Guest;
+use crate::vm::vmm::Backend;
+
+/// See the module. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    // In this order: the place is removed when nothing uses it any more.
+    pub(super) kind: Kind,
+    pub(super) place: Place,
+    spec: Spec,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// A guest, and what runs it.
+    Vm(Box<Guest>, Backend),
+    /// A jail.
+    Jail(Box<Jail>),
+}
+
+/// What a spare is made for: the create that asks for nothing but the grade.
+pub(super) fn request(grade: Grade) -> CreateRequest {
+    CreateRequest { isolation: Some(grade.into()), ..CreateRequest::default() }
+}
+
+impl Spare {
+    /// Brings one up at `site` that fits `spec`.
+    pub(super) async fn prepare(config: &Config, spec: Spec, site: Site) -> Result<Spare, LaunchError> {
+        let (kind, place) = match spec.grade {
+            Grade::Vm => launch::spare_vm(config, &spec, site).await?,
+            Grade::Jail => launch::spare_jail(config, &spec, site).await?,
+        };
+        Ok(Spare { kind, place, spec })
+    }
+
+    /// Its id, which will be the sandbox's.
+    pub(super) fn id(&self) -> SandboxId {
+        self.place.id()
+    }
+
+    /// How it is isolated.
+    pub(super) fn grade(&self) -> Grade {
+        self.spec.grade
+    }
+
+    /// Whether it can become what is wanted.
+    pub(super) fn fits(&self, wanted: &Spec) -> bool {
+        match &self.kind {
+            Kind::Vm(_, backend) => {
+                let size = |spec: &Spec| (spec.grade, spec.cpus, spec.memory);
+                size(wanted) == size(&self.spec) && wanted.vmm.is_none_or(|vmm| vmm == backend.kind())
+            }
+            Kind::Jail(_) => {
+                let fixed = |spec: &Spec| Spec {
+                    degraded: Degraded::Refused,
+                    timeout: None,
+                    output: None,
+                    ..spec.clone()
+                };
+                wanted.environment == Environment::Host && fixed(wanted) == fixed(&self.spec)
+            }
+        }
+    }
+
+    /// Returns when it is no more. May be dropped and called again.
+    pub(super) async fn ended(&mut self) -> Ended {
+        match &mut self.kind {
+            Kind::Vm(guest, _) => guest.ended().await.into(),
+            Kind::Jail(jail) => jail.ended().await.into(),
+        }
+    }
+
+    /// Ends it. Nothing is left when this returns.
+    pub(super) async fn destroy(self) {
+        let Spare { kind, place, .. } = self;
+        match kind {
+            Kind::Vm(guest, _) => guest.destroy().await,
+            Kind::Jail(jail) => jail.destroy(place.cgroup()).await,
+        }
+        launch::remove(place).await;
+    }
+}
