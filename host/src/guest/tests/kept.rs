@@ -113,7 +113,11 @@ async fn who_attaches_has_the_credit_it_is_told_of_and_no_more() {
             assert!(matches!(running.next().await.unwrap(), ExecEvent::StdinRoom));
             let event = running.next().await.unwrap();
             assert!(matches!(event, ExecEvent::Attached { from: 3 }), "{event:?}");
-            assert_eq!(running.stdin_room(), room);
+            // The request itself may still be on its way, and takes some of the room.
+            let found = running.stdin_room();
+            let near = |(found, room): (usize, usize)| found <= room && room - found < 200;
+            assert_eq!(found.is_some(), room.is_some());
+            assert!(found.zip(room).is_none_or(near), "{found:?} of {room:?}");
         })
         .await;
     }
