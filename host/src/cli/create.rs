@@ -7,7 +7,7 @@ use super::exit::Failed;
 use super::output::Output;
 use crate::api::client::Client;
 use crate::api::types::{CreateRequest, Isolation, MountRequest, Vmm, Workspace};
-use crate::env::EnvironmentError;
+use crate::env;
 use crate::sandbox::Size;
 use crate::sandbox::protection::milliseconds;
 use crate::sandbox::spec::{Grade, SpecError, VmmKind};
@@ -33,8 +33,8 @@ use std::time::Duration;
     firn create --idle-timeout 30m --lifetime 8h    stopped when idle, or at that age\n  \
     firn exec $(firn create -i jail) -- make        make one, and run a command in it")]
 pub(super) struct Create {
-    /// The programs of the sandbox: `host`, those of this host, or a folder with metadata.json and
-    /// bin/run [default: host].
+    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, the same
+    /// for code; or a folder with metadata.json and bin/run [default: host].
     #[arg(long = "env", value_name = "ENV")]
     environment: Option<String>,
 
@@ -195,7 +195,7 @@ impl Create {
             lifetime_ms: self.lifetime.map(milliseconds),
             isolation: Some(Isolation::from(self.isolation)),
             allow_degraded: self.allow_degraded,
-            environment: source.environment.as_deref().map(absolute).transpose()?,
+            environment: source.environment,
             with: source.packages,
             profile: source.profile,
             cpus: self.cpus.map(|cpus| cpus.to_string()),
@@ -217,12 +217,10 @@ impl Create {
     fn source(&self) -> Result<Source, SourceError> {
         let Create { environment, with, profile, spec, .. } = self;
         match (environment.as_deref(), with, profile, spec) {
-            (None | Some("host"), None, None, None) => Ok(Source::default()),
-            (Some(path), None, None, None) if Path::new(path).is_dir() => {
-                Ok(Source { environment: Some(path.into()), ..Source::default() })
-            }
+            (None, None, None, None) => Ok(Source::default()),
             (Some(name), None, None, None) => {
-                Err(SourceError::Environment(EnvironmentError::Unknown(name.to_owned())))
+                let environment = env::reference(name.as_ref()).map_err(SourceError::Environment)?;
+                Ok(Source { environment, ..Source::default() })
             }
             (None, Some(packages), None, None) => Source::with(packages),
             (None, None, Some(profile), None) => Source::profile(profile),

@@ -13,7 +13,7 @@ use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
 use crate::causes::in_full;
 use crate::config::Config;
-use crate::env::{Environment, EnvironmentError};
+use crate::env::{self, Environment};
 use crate::sandbox::Size;
 use crate::sandbox::protection::milliseconds;
 use crate::sandbox::spec::{Grade, SpecError, VmmKind};
@@ -29,9 +29,6 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::time::Duration;
 use stdio::stdin_is_null;
-
-/// The environment of the host's own programs.
-const HOST: &str = "host";
 
 /// Run a command in a fresh sandbox and throw the sandbox away.
 ///
@@ -49,6 +46,7 @@ const HOST: &str = "host";
     firn run -t -- bash                             a shell on a terminal\n  \
     firn run --detach -- make test                  goes on by itself: `firn logs -f ID`, `firn attach ID`\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
+    echo 'print(1)' | firn run --env python         code, in a language\n  \
     firn run --json -- make | jq .payload           events, one JSON object a line")]
 pub(super) struct Run {
     /// How the command is isolated: a jail has the host's kernel and takes milliseconds, a vm has
@@ -56,9 +54,9 @@ pub(super) struct Run {
     #[arg(short, long, value_name = "GRADE", default_value = "vm")]
     isolation: Grade,
 
-    /// The programs of the sandbox: `host`, those of this host, or a folder with metadata.json and
-    /// bin/run, which runs the code on stdin.
-    #[arg(long = "env", value_name = "ENV", default_value = HOST)]
+    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, the same
+    /// with that interpreter for the code on stdin; or a folder with metadata.json and bin/run.
+    #[arg(long = "env", value_name = "ENV", default_value = env::HOST)]
     environment: OsString,
 
     /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
@@ -190,19 +188,11 @@ impl Run {
             let (host, target, access) = parse_mount(text)?;
             Ok(MountRequest { host: absolute(host)?, target: target.as_os_str().into(), access })
         };
-        let environment = match self.environment.as_os_str() {
-            host if host == HOST => None,
-            // Told here, as it was typed: the daemon is elsewhere.
-            name if !Path::new(name).is_dir() => {
-                return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()).into());
-            }
-            folder => Some(absolute(Path::new(folder))?),
-        };
         Ok(CreateRequest {
             name: self.name.clone(),
             isolation: Some(self.isolation.into()),
             allow_degraded: self.allow_degraded,
-            environment,
+            environment: env::reference(&self.environment)?,
             cpus: self.cpus.map(|cpus| cpus.to_string()),
             memory_bytes: self.memory.map(|memory| memory.0),
             disk_bytes: self.disk.map(|disk| disk.0),
@@ -237,7 +227,11 @@ impl Run {
         let Some(name) = &request.sandbox.environment else {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
-        let Environment::Artifact(artifact) = Environment::find(name.as_os_str())? else { return Ok(()) };
+        let artifact = match Environment::find(name.as_os_str())? {
+            Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
+            Environment::Host | Environment::Code(_) => return Ok(()),
+            Environment::Artifact(artifact) => artifact,
+        };
         if !self.command.is_empty() {
             return Err(SpecError::CommandOfArtifact(artifact.name));
         }

@@ -1,6 +1,7 @@
 //! Environments: which programs a sandbox has.
 //!
-//! `host` is the host's own tools, as the view shows them. An artifact is a folder, built by Nix or
+//! `host` is the host's own tools, as the view shows them; `python`, `shell` (or `bash`) and `node` are the
+//! same with an interpreter, for code. An artifact is a folder, built by Nix or
 //! laid out by hand, in the layout of nix-sandbox-mcp:
 //!
 //! ```text
@@ -9,7 +10,10 @@
 //!   ARTIFACT/bin/session-run  the same for a session, where there is one
 //! ```
 
+mod interpreter;
 pub(crate) mod packages;
+
+pub(crate) use interpreter::Interpreter;
 
 use firn_protocol::{Text, Variable};
 use serde::{Deserialize, Serialize};
@@ -34,6 +38,8 @@ const USUAL_MEMORY: u64 = 512;
 pub(crate) enum Environment {
     /// The host's own.
     Host,
+    /// The host's own, for code in this language.
+    Code(Interpreter),
     /// An artifact's.
     Artifact(Artifact),
 }
@@ -51,15 +57,6 @@ pub(crate) struct Artifact {
     pub(crate) memory: u64,
 }
 
-/// The language that a wrapper reads on stdin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Interpreter {
-    Python,
-    Bash,
-    Node,
-}
-
 #[derive(Deserialize)]
 struct Metadata {
     name: String,
@@ -72,9 +69,18 @@ struct Metadata {
 /// There is no such environment.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvironmentError {
-    /// Neither `host` nor a folder.
-    #[error("there is no environment {0:?}: it is `host`, or a folder with metadata.json and bin/run")]
+    /// Neither a name that is known nor a folder.
+    #[error(
+        "there is no environment {0:?}: it is host, python, shell, node, or a folder with metadata.json and \
+         bin/run"
+    )]
     Unknown(String),
+    /// This host has no such program.
+    #[error(
+        "the environment {} needs the program {}, which this host does not have: install the package {}",
+        .0.environment(), .0.program(), .0.package()
+    )]
+    NoInterpreter(Interpreter),
     /// A folder that lacks something.
     #[error("{} is no environment: cannot read {file}", folder.display())]
     Lacks {
@@ -108,11 +114,37 @@ pub(crate) enum EnvironmentError {
     NotExecutable(PathBuf),
 }
 
+/// The environment of the host's own programs.
+pub(crate) const HOST: &str = "host";
+
+/// An environment as the daemon is asked for it, which has a working directory of its own: a name as it is,
+/// a folder by its whole path. None: the host's own programs, as when nobody asks.
+pub(crate) fn reference(name: &OsStr) -> Result<Option<Text>, EnvironmentError> {
+    if name == HOST {
+        return Ok(None);
+    }
+    if name.to_str().and_then(Interpreter::of).is_some() {
+        return Ok(Some(name.into()));
+    }
+    let path = Path::new(name);
+    if !path.is_dir() {
+        return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
+    }
+    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it", source };
+    Ok(Some(std::path::absolute(path).map_err(lacks)?.into()))
+}
+
 impl Environment {
-    /// The environment called `name`: `host`, or the path of a folder.
+    /// The environment called `name`: one of the host's, or the path of a folder.
     pub(crate) fn find(name: &OsStr) -> Result<Environment, EnvironmentError> {
-        if name == "host" {
+        if name == HOST {
             return Ok(Environment::Host);
+        }
+        if let Some(interpreter) = name.to_str().and_then(Interpreter::of) {
+            return match interpreter.is_there() {
+                true => Ok(Environment::Code(interpreter)),
+                false => Err(EnvironmentError::NoInterpreter(interpreter)),
+            };
         }
         if !Path::new(name).is_dir() {
             return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));

@@ -334,10 +334,14 @@ fn argv(request: &ExecRequest) -> Vec<String> {
 fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<Exec, SpecError> {
     let (argv, cwd, mut env) = match &up.wrapper {
         Some(wrapper) => wrapped(wrapper, request)?,
-        None if request.argv.is_empty() => return Err(SpecError::NoCommand),
         None => {
             let cwd = request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
-            (request.argv.clone(), cwd, Vec::new())
+            let argv = match up.interpreter {
+                Some(interpreter) if request.argv.is_empty() => interpreter.reading_code(),
+                None if request.argv.is_empty() => return Err(SpecError::NoCommand),
+                _ => request.argv.clone(),
+            };
+            (argv, cwd, Vec::new())
         }
     };
     env.extend(request.env.iter().cloned());

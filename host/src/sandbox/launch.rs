@@ -13,7 +13,7 @@ use super::spec::{Degraded, Grade};
 use super::{SandboxId, Size, Spec};
 use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
-use crate::env::{Environment, Wrapper};
+use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::jail::{self, Jail, JailError};
 use crate::sys::cgroup::{Cgroup, Usage};
@@ -153,6 +153,8 @@ pub(crate) struct Up {
     pub(crate) protection: Protection,
     /// What runs code in it, if not a command of the caller's choice.
     pub(crate) wrapper: Option<Wrapper>,
+    /// What runs code in it.
+    pub(crate) interpreter: Option<Interpreter>,
     /// Who commands are, when nobody says.
     pub(crate) user: Option<String>,
     /// How long they may take, when nobody says.
@@ -173,6 +175,8 @@ struct Facts {
     grade: Grade,
     protection: Protection,
     wrapper: Option<Wrapper>,
+    #[serde(default)]
+    interpreter: Option<Interpreter>,
     user: Option<String>,
     timeout_ms: Option<u64>,
     resource_limits: Vec<ResourceLimit>,
@@ -314,6 +318,7 @@ impl Sandbox {
             processes: helpers,
             protection: known.protection,
             wrapper: known.wrapper,
+            interpreter: known.interpreter,
             user: known.user,
             timeout: known.timeout_ms.map(Duration::from_millis),
             resource_limits: known.resource_limits,
@@ -536,7 +541,7 @@ impl Sight {
         let hostname = format!("firn-{id}");
         let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
         let wrapper = match &spec.environment {
-            Environment::Host => None,
+            Environment::Host | Environment::Code(_) => None,
             Environment::Artifact(artifact) => {
                 view.show(&artifact.folder);
                 let project = |share: &Share| artifact.project(&share.target, &share.target);
@@ -612,7 +617,7 @@ fn start_jail(
         station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
     };
     let (jail, maker, wrapper) = match &spec.environment {
-        Environment::Host => {
+        Environment::Host | Environment::Code(_) => {
             let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
             (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, None)
         }
@@ -643,6 +648,10 @@ impl Facts {
             grade,
             protection: Protection::new(spec, isolation, mechanisms),
             wrapper,
+            interpreter: match &spec.environment {
+                Environment::Code(interpreter) => Some(*interpreter),
+                Environment::Host | Environment::Artifact(_) => None,
+            },
             user: spec.user.clone(),
             timeout_ms: spec.timeout.map(milliseconds),
             resource_limits: match grade {

@@ -67,12 +67,13 @@ impl Spare {
             }
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
+                    environment: Environment::Host,
                     degraded: Degraded::Refused,
                     timeout: None,
                     output: None,
                     ..spec.clone()
                 };
-                wanted.environment == Environment::Host && fixed(wanted) == fixed(&self.spec)
+                !matches!(wanted.environment, Environment::Artifact(_)) && fixed(wanted) == fixed(&self.spec)
             }
         }
     }

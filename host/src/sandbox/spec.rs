@@ -199,13 +199,13 @@ impl Spec {
             Some(name) => Environment::find(name.as_os_str())?,
         };
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
-            Environment::Host => USUAL_MEMORY,
+            Environment::Host | Environment::Code(_) => USUAL_MEMORY,
             Environment::Artifact(artifact) => Size(artifact.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host => WORKSPACE,
+                Environment::Host | Environment::Code(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
@@ -215,7 +215,7 @@ impl Spec {
             shares.push(Share::mount(host, mount.target.as_path(), mount.access)?);
         }
         let timeout = match &environment {
-            Environment::Host => None,
+            Environment::Host | Environment::Code(_) => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
         };
         let spec = Spec {

@@ -3,6 +3,7 @@
 //! There is no Nix behind it: the programs are the host's own, and what is named has to be among them.
 
 use crate::env::{EnvironmentError, packages};
+use firn_protocol::Text;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -47,8 +48,8 @@ const PROFILES: [(&str, &str, &[&str]); 4] = [
 /// What was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Source {
-    /// The folder of an environment.
-    pub(super) environment: Option<PathBuf>,
+    /// An environment, as the daemon is asked for it.
+    pub(super) environment: Option<Text>,
     /// What has to be there.
     pub(super) packages: Vec<String>,
     /// What all of it is called. Absent: as the packages.
