@@ -82,7 +82,7 @@ pub(super) async fn pack(service: &Service, handle: &Handle, path: Text) -> Resu
                     }
                 }
                 Ok(TransferEvent::Room) => {}
-                Ok(TransferEvent::Read | TransferEvent::Archived(_)) => {
+                Ok(TransferEvent::Read | TransferEvent::Archived) => {
                     tell(Ok(()));
                     return;
                 }
@@ -147,7 +147,7 @@ async fn unpack_from(
         }
         tokio::select! {
             event = transfer.next() => match event {
-                Ok(TransferEvent::Archived(_)) => return Ok(()),
+                Ok(TransferEvent::Archived) => return Ok(()),
                 Ok(_) => {}
                 Err(error) => return Err(refuse(service, &error)),
             },
