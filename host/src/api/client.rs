@@ -3,6 +3,7 @@
 //! Each call has a connection of its own, so calls cannot hold each other up, and a call that is dropped
 //! takes its connection with it. A daemon that is not there is started, if that is allowed.
 
+use super::percent;
 use super::start::{self, StartError};
 use super::stream::{CommandStream, Credit, FRAMES};
 use super::types::{
@@ -22,7 +23,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -445,7 +445,7 @@ impl Target {
 
     /// With a value as the next part of the path.
     fn segment(mut self, value: &[u8]) -> Target {
-        encode(value, &mut self.0);
+        percent::encode(value, &mut self.0);
         self
     }
 
@@ -455,7 +455,7 @@ impl Target {
             self.0.push(if self.0.contains('?') { '&' } else { '?' });
             self.0.push_str(name);
             self.0.push('=');
-            encode(value.to_string().as_bytes(), &mut self.0);
+            percent::encode(value.to_string().as_bytes(), &mut self.0);
         }
         self
     }
@@ -463,20 +463,8 @@ impl Target {
     /// With a path of the sandbox's in the query.
     fn path(mut self, path: &Text) -> Target {
         self.0.push_str("?path=");
-        encode(path.as_bytes(), &mut self.0);
+        percent::encode(path.as_bytes(), &mut self.0);
         self
-    }
-}
-
-/// Percent-encodes what is not plain in every part of an address (RFC 3986, section 2.3).
-fn encode(bytes: &[u8], into: &mut String) {
-    for byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
-            into.push(char::from(*byte));
-        } else {
-            // Writing into a string cannot fail.
-            let _ = write!(into, "%{byte:02X}");
-        }
     }
 }
 
