@@ -1,9 +1,10 @@
 //! Files in and out of a sandbox, as tar archives. What is in them is not looked at: the agent packs and
 //! unpacks on its side, and the client on the other.
 
-use super::routes::{TAR, typed};
+use super::routes::typed;
 use super::service::Service;
 use super::types::{Refusal, RefusalKind};
+use super::wire::TAR;
 use crate::causes::in_full;
 use crate::guest::{GuestError, TransferEvent};
 use crate::sandbox::manager::{Handle, OperationError};

@@ -22,6 +22,7 @@ pub(crate) mod service;
 pub(crate) mod start;
 pub(crate) mod stream;
 pub(crate) mod types;
+mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,8 @@
 
 use super::routes;
 use super::service::{Peer, Service};
-use super::stream::{COMMAND, NOTICE};
 use super::types::{Notice, Refusal, RunRequest};
+use super::wire::{COMMAND, NOTICE};
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
 use bytes::{Buf as _, BytesMut};
