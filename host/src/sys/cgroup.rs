@@ -42,13 +42,12 @@ pub(crate) struct Cgroup {
     scope: Option<Scope>,
 }
 
-/// A limit that no folder has a file for is none, which is well if none was asked for.
-fn required(done: Option<()>, wanted: bool, what: &str) -> io::Result<()> {
-    if done.is_none() && wanted {
+/// A limit that no folder has a file for is none.
+fn required(done: Option<()>, what: &str) -> io::Result<()> {
+    done.ok_or_else(|| {
         let error = format!("the control group was made without a limit on {what}");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, error));
-    }
-    Ok(())
+        io::Error::new(io::ErrorKind::Unsupported, error)
+    })
 }
 
 impl Cgroup {
@@ -110,28 +109,36 @@ impl Cgroup {
         Ok(entry)
     }
 
-    /// Has an existing group hold to these limits from now on; what is `None` is limited no more. With
-    /// version 1 only what it was limited in when it was made. Memory below what is in use is an error with
-    /// version 1, and may cost processes their lives with version 2.
+    /// Has an existing group hold to these limits from now on; what is `None` stays as it is. With version 1
+    /// only what it was limited in when it was made. Memory below what is in use is an error with version 1,
+    /// and may cost processes their lives with version 2.
     pub(crate) fn limit(&self, limits: &Limits) -> io::Result<()> {
-        let memory = |none: &str| limits.memory.map_or_else(|| none.to_owned(), |bytes| bytes.to_string());
-        let pids = limits.processes.map_or_else(|| "max".to_owned(), |most| most.to_string());
-        let quota = |none: &str| limits.cpus.map_or_else(|| none.to_owned(), |cpus| cpus.quota().to_string());
-        if self.set("memory.max", &memory("max"))?.is_none() {
-            // Memory and swap together may never be less than memory: which goes first depends.
-            let (most, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
-            let value = memory("-1");
-            let first = self.set(most, &value);
-            self.set(both, &value)?;
-            let done = if first.is_err() { self.set(most, &value)? } else { first? };
-            required(done, limits.memory.is_some(), "memory")?;
+        if let Some(bytes) = limits.memory {
+            required(self.limit_memory(&bytes.to_string())?, "memory")?;
         }
-        required(self.set("pids.max", &pids)?, limits.processes.is_some(), "processes")?;
-        if self.set("cpu.max", &format!("{} {CPU_PERIOD}", quota("max")))?.is_none() {
-            let done = self.set("cpu.cfs_quota_us", &quota("-1"))?;
-            required(done, limits.cpus.is_some(), "processor time")?;
+        if let Some(most) = limits.processes {
+            required(self.set("pids.max", &most.to_string())?, "processes")?;
+        }
+        if let Some(cpus) = limits.cpus {
+            let quota = cpus.quota();
+            let done = match self.set("cpu.max", &format!("{quota} {CPU_PERIOD}"))? {
+                Some(()) => Some(()),
+                None => self.set("cpu.cfs_quota_us", &quota.to_string())?,
+            };
+            required(done, "processor time")?;
         }
         Ok(())
+    }
+
+    fn limit_memory(&self, bytes: &str) -> io::Result<Option<()>> {
+        if let Some(()) = self.set("memory.max", bytes)? {
+            return Ok(Some(()));
+        }
+        // Memory and swap together may never be less than memory: which goes first depends.
+        let (most, both) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+        let first = self.set(most, bytes);
+        self.set(both, bytes)?;
+        if first.is_err() { self.set(most, bytes) } else { first }
     }
 
     /// Writes into the file of this name in the folder that has it, if one has.

@@ -268,8 +268,11 @@ fn limits_can_be_changed_and_use_be_asked() {
         let quota = read("cpu.max").or_else(|| read("cpu.cfs_quota_us"));
         assert!(quota.is_none_or(|quota| quota.starts_with("25000")));
     }
-    group_again.limit(&Limits::default()).unwrap();
-    assert_eq!(read("pids.max").unwrap().trim(), "max");
+    // What is not named stays.
+    group_again.limit(&Limits { processes: Some(6), ..Limits::default() }).unwrap();
+    assert_eq!(read("pids.max").unwrap().trim(), "6");
+    let memory = read("memory.max").or_else(|| read("memory.limit_in_bytes")).unwrap();
+    assert_eq!(memory.trim(), (128_u64 << 20).to_string());
     end(&group, child);
     let gone = Cgroup::none().limit(&limits).unwrap_err();
     assert_eq!(gone.kind(), io::ErrorKind::Unsupported);
