@@ -223,7 +223,21 @@ impl Client {
         Client { config }
     }
 
+    /// A connection to the daemon, and to nobody else: others may have made the folder of the socket before
+    /// us, where that is below `/tmp`.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let socket = &self.config.socket;
+        let stream = self.dial().await?;
+        let failed = |source| ClientError::Connect { socket: socket.clone(), source };
+        let uid = stream.peer_cred().map_err(failed)?.uid();
+        if trusts(nix::unistd::geteuid().as_raw(), uid) {
+            Ok(stream)
+        } else {
+            Err(ClientError::Stranger { socket: socket.clone(), uid })
+        }
+    }
+
+    async fn dial(&self) -> Result<UnixStream, ClientError> {
         let socket = &self.config.socket;
         let failed = |source| ClientError::Connect { socket: socket.clone(), source };
         match UnixStream::connect(socket).await {
@@ -290,6 +304,11 @@ impl Client {
     }
 }
 
+/// Whether user `us` believes that what user `them` serves is a daemon. Root may ask anybody's.
+fn trusts(us: u32, them: u32) -> bool {
+    us == 0 || them == us || them == 0
+}
+
 /// Whether a failure to connect says that no daemon is there: no socket, or one that nobody left behind.
 pub(super) fn nobody_listens(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
@@ -297,4 +316,15 @@ pub(super) fn nobody_listens(error: &io::Error) -> bool {
 
 fn broke_off() -> Refusal {
     Refusal { kind: RefusalKind::Internal, message: "the daemon broke off".to_owned(), hint: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_we_are_believed() {
+        assert!(trusts(1000, 1000) && trusts(1000, 0) && trusts(0, 0) && trusts(0, 1000));
+        assert!(!trusts(1000, 1001));
+    }
 }

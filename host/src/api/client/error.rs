@@ -21,6 +21,14 @@ pub(crate) enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else listens there, whom nothing should be told.
+    #[error("{} is served by user {uid}, who is neither root nor us", socket.display())]
+    Stranger {
+        /// The socket.
+        socket: PathBuf,
+        /// Who.
+        uid: u32,
+    },
     /// None is there, and it could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
