@@ -1,9 +1,10 @@
 //! Files in and out of a sandbox, as tar archives. What is in them is not looked at: the agent packs and
 //! unpacks on its side, and the client on the other.
 
-use super::routes::{TAR, typed};
+use super::routes::typed;
 use super::service::Service;
 use super::types::{Refusal, RefusalKind};
+use super::wire::TAR;
 use crate::causes::in_full;
 use crate::guest::{GuestError, TransferEvent};
 use crate::sandbox::manager::{Handle, OperationError};
@@ -82,7 +83,7 @@ pub(super) async fn pack(service: &Service, handle: &Handle, path: Text) -> Resu
                     }
                 }
                 Ok(TransferEvent::Room) => {}
-                Ok(TransferEvent::Read | TransferEvent::Archived(_)) => {
+                Ok(TransferEvent::Read | TransferEvent::Archived) => {
                     tell(Ok(()));
                     return;
                 }
@@ -147,7 +148,7 @@ async fn unpack_from(
         }
         tokio::select! {
             event = transfer.next() => match event {
-                Ok(TransferEvent::Archived(_)) => return Ok(()),
+                Ok(TransferEvent::Archived) => return Ok(()),
                 Ok(_) => {}
                 Err(error) => return Err(refuse(service, &error)),
             },

@@ -8,6 +8,7 @@ use super::types::{
     ProcessRow, Pruned, Refusal, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
     UpdateRequest,
 };
+use super::wire;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -54,8 +55,8 @@ enum Content {
 impl Content {
     fn media_type(self) -> &'static str {
         match self {
-            Content::Json(_) => routes::JSON,
-            Content::Lines(_) => routes::LINES,
+            Content::Json(_) => wire::JSON,
+            Content::Lines(_) => wire::LINES,
             Content::Raw(media_type) => media_type,
         }
     }
@@ -225,7 +226,7 @@ pub(super) fn all() -> Vec<Operation> {
             get(routes::logs),
         )
         .query::<routes::LogsQuery>()
-        .raw(routes::BYTES, "Its bytes."),
+        .raw(wire::BYTES, "Its bytes."),
         Operation::new(
             "console",
             "get",
@@ -233,7 +234,7 @@ pub(super) fn all() -> Vec<Operation> {
             "The last of its console.",
             get(routes::console),
         )
-        .raw(routes::BYTES, "Its bytes."),
+        .raw(wire::BYTES, "Its bytes."),
         Operation::new(
             "archive",
             "get",
@@ -242,7 +243,7 @@ pub(super) fn all() -> Vec<Operation> {
             get(routes::archive),
         )
         .query::<routes::ArchiveQuery>()
-        .raw(routes::TAR, "A tar archive."),
+        .raw(wire::TAR, "A tar archive."),
         Operation::new(
             "unpack",
             "put",
@@ -251,7 +252,7 @@ pub(super) fn all() -> Vec<Operation> {
             put(routes::unpack),
         )
         .query::<routes::ArchiveQuery>()
-        .asks_raw(routes::TAR)
+        .asks_raw(wire::TAR)
         .nothing("It is there."),
         Operation::new(
             "events",
@@ -283,9 +284,9 @@ pub(super) fn all() -> Vec<Operation> {
             post(routes::stop_daemon),
         )
         .asks::<DaemonStopRequest>()
-        .raw(routes::BYTES, "Empty, and ends with the daemon."),
+        .raw(wire::BYTES, "Empty, and ends with the daemon."),
         Operation::new("openapi", "get", "/openapi.json", "This document.", get(routes::openapi))
-            .raw(routes::JSON, "This document."),
+            .raw(wire::JSON, "This document."),
         Operation::new(
             "metrics",
             "get",
@@ -293,7 +294,7 @@ pub(super) fn all() -> Vec<Operation> {
             "Counters, in Prometheus' text format.",
             get(routes::metrics),
         )
-        .raw(routes::METRICS, "They."),
+        .raw(wire::METRICS, "They."),
     ]
 }
 
@@ -330,7 +331,7 @@ pub(crate) fn document() -> Value {
             "responses": {
                 "Refusal": {
                     "description": "Why not.",
-                    "content": { routes::JSON: { "schema": refusal } },
+                    "content": { wire::JSON: { "schema": refusal } },
                 }
             }
         },

@@ -11,8 +11,8 @@
 
 use super::routes;
 use super::service::{Peer, Service};
-use super::stream::{COMMAND, NOTICE};
 use super::types::{Notice, Refusal, RunRequest};
+use super::wire::{COMMAND, NOTICE};
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
 use bytes::{Buf as _, BytesMut};
@@ -475,8 +475,6 @@ fn tell(line: &mut Line, command: &Command, granted: &mut Granted, event: ExecEv
             grant(line, command, granted);
         }
         ExecEvent::Skipped(bytes) => line.say(Kind::Event, COMMAND, &Event::Skipped { bytes }),
-        // That is between us and the client: no sandbox says it.
-        ExecEvent::Other(_) => {}
         ExecEvent::Stdout(bytes) => line.post(Frame::new(Kind::Stdout, COMMAND, bytes)),
         ExecEvent::Stderr(bytes) => line.post(Frame::new(Kind::Stderr, COMMAND, bytes)),
         ExecEvent::StdinRoom | ExecEvent::StdinClosed => grant(line, command, granted),

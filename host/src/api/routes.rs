@@ -6,12 +6,12 @@ use super::phase::{Stopwatch, describe};
 use super::relay;
 use super::request::{Asked, Named, Params, SandboxPath};
 use super::service::{Peer, Service};
-use super::stream::FRAMES;
 use super::types::{
     AttachRequest, Caller, CreateRequest, DaemonInfo, DaemonStopRequest, EventRecord, ExecRequest, Notice,
     ProcessRow, Pruned, Refusal, RefusalKind, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
     UpdateRequest,
 };
+use super::wire::{BYTES, FRAMES, JSON, LINES, METRICS};
 use crate::sandbox::SandboxId;
 use crate::sandbox::manager::{Handle, Life};
 use axum::Json;
@@ -32,13 +32,6 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-
-/// Media types.
-pub(super) const JSON: &str = "application/json";
-pub(super) const LINES: &str = "application/x-ndjson";
-pub(super) const BYTES: &str = "application/octet-stream";
-pub(super) const TAR: &str = "application/x-tar";
-pub(super) const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How long the orderly end of a sandbox may take when nobody says.
 const USUAL_GRACE: Duration = Duration::from_secs(10);

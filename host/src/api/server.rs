@@ -4,10 +4,10 @@
 //! nothing else: the head and the body of a request have to come in time, and nobody waits for an answer
 //! to be read but the task that sends it.
 
-use super::client::VERSIONS;
 use super::operations;
 use super::service::{Peer, SOFTWARE, Service};
 use super::types::{API_VERSION, Caller, Refusal, RefusalKind};
+use super::wire::VERSIONS;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::SERVER;

@@ -1,6 +1,7 @@
 //! A command's stream, seen from the client: frames of the command (id 1) and notices (id 0).
 
 use super::types::Notice;
+use super::wire::{COMMAND, NOTICE};
 use bytes::{Buf as _, Bytes, BytesMut};
 use firn_protocol::{
     Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin,
@@ -12,15 +13,6 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Encoder as _, FramedRead};
-
-/// What the stream is called when it is asked for (`Upgrade:` of HTTP/1.1).
-pub(crate) const FRAMES: &str = "firn-frames";
-
-/// The operation that all frames of the command belong to.
-pub(crate) const COMMAND: RequestId = 1;
-
-/// The operation that notices belong to.
-pub(crate) const NOTICE: RequestId = 0;
 
 /// How much may wait to be sent. The daemon reads at all times, so more means that it does not.
 const OUTBOX: usize = 1 << 20;

@@ -11,7 +11,6 @@ use super::duration;
 use super::exit::Failed;
 use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
-use crate::causes::in_full;
 use crate::config::Config;
 use crate::env::{self, Environment};
 use crate::sandbox::Size;
@@ -20,7 +19,7 @@ use crate::sandbox::spec::{Grade, SpecError, VmmKind};
 use crate::sys::limits::Cpus;
 use crate::sys::terminal;
 use crate::view::{ShareError, parse_mount, parse_workspace};
-use events::{Events, Outcome};
+use events::Events;
 use firn_protocol::{Stdin, TerminalSize, Text, Variable};
 use keys::Keys;
 use session::Terms;
@@ -143,12 +142,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
-        let mut events = self.json.then(Events::default);
-        let result = self.conduct(config, output, &mut events);
-        if let (Some(events), Err(failed)) = (&mut events, &result) {
-            output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
-        }
-        result
+        session::report(self.json, output, |output, events| self.conduct(config, output, events))
     }
 
     fn conduct(

@@ -30,9 +30,6 @@ pub(crate) enum ExecEvent {
     },
     /// So many bytes of its output were left out here.
     Skipped(u64),
-    /// What somebody says who passes the command on, not the agent: see [`Connection::resume`]. It may
-    /// come at any time, before the start too.
-    Other(Bytes),
     /// Bytes from stdout or the terminal.
     Stdout(Bytes),
     /// Bytes from stderr.
@@ -62,8 +59,6 @@ pub(super) enum Role {
     Keeper,
     /// It takes part in one that was started before.
     Attached,
-    /// It does not know.
-    Any,
 }
 
 impl Role {
@@ -72,7 +67,7 @@ impl Role {
     }
 
     fn may_attach(self) -> bool {
-        matches!(self, Role::Attached | Role::Any)
+        self == Role::Attached
     }
 
     fn may_miss(self) -> bool {
@@ -122,8 +117,7 @@ impl Running {
     /// What happens next. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
         let receiving = self.connection.receive(DURING);
-        // Before the start of a command that somebody passes on a guest may have to boot.
-        let frame = if self.started || self.role == Role::Any {
+        let frame = if self.started {
             receiving.await?
         } else {
             // It may also talk of other things all the time.
@@ -135,9 +129,6 @@ impl Running {
             }
             frame
         };
-        if frame.id == 0 && frame.kind == Kind::Event && self.connection.is_resumed() {
-            return Ok(ExecEvent::Other(frame.body));
-        }
         if frame.id != self.id {
             return Err(unexpected(DURING, &frame));
         }
@@ -160,11 +151,6 @@ impl Running {
         match message(DURING, frame)? {
             Event::Started { .. } if !self.started && self.role.may_start() => {
                 self.started = true;
-                if let StdinState::Open { credit } = &mut self.stdin
-                    && self.role.may_attach()
-                {
-                    *credit = credit.saturating_add(STDIN_WINDOW.into());
-                }
                 Ok(ExecEvent::Started)
             }
             Event::Attached { from, stdin_credit, .. } if !self.started && self.role.may_attach() => {

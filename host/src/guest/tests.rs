@@ -152,7 +152,7 @@ async fn through(mut running: Running) -> Result<Connection, GuestError> {
                 }
             }
             ExecEvent::Started | ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => {}
-            event @ (ExecEvent::Attached { .. } | ExecEvent::Skipped(_) | ExecEvent::Other(_)) => {
+            event @ (ExecEvent::Attached { .. } | ExecEvent::Skipped(_)) => {
                 panic!("{event:?} of a command that is not kept")
             }
         }

@@ -115,7 +115,10 @@ impl Command {
         let before = up.cgroup.events();
         let running = match up.dialer.dial().await.and_then(|connection| connection.exec(exec)) {
             Ok(running) => running,
-            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+            Err(error) => {
+                account.end(entry, "sandbox");
+                return Err(why(entry, &mut entry.watch(), error, true).await);
+            }
         };
         failpoint::reached("exec-dialled");
         let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
@@ -224,20 +227,27 @@ impl Command {
             // In this order: what an agent has said counts, also if it is no more.
             biased;
             event = self.running.next() => event,
-            ended = ended(&mut self.status) => return Err(ended.error(&self.entry, !self.running.is_greeted())),
+            ended = ended(&mut self.status) => {
+                self.over("sandbox");
+                return Err(ended.error(&self.entry, !self.running.is_greeted()));
+            }
             () = too_late => {
                 self.timed_out = true;
+                self.over("daemon");
                 return Err(OperationError::Unresponsive(self.entry.id));
             }
         };
         match event {
             Ok(event) => {
-                if let ExecEvent::Exited(exited) = &event {
-                    self.exited(exited);
+                match &event {
+                    ExecEvent::Exited(exited) => self.exited(exited),
+                    ExecEvent::NotStarted(reason) => self.not_started(&reason.message),
+                    _ => {}
                 }
                 Ok(event)
             }
             Err(error) => {
+                self.over("sandbox");
                 let unproven = !self.running.is_greeted();
                 Err(why(&self.entry, &mut self.status, error, unproven).await)
             }
@@ -248,6 +258,19 @@ impl Command {
         failpoint::reached("exec-exited");
         if let Some(account) = self.account.take() {
             account.close(&self.entry, exited);
+        }
+    }
+
+    fn not_started(&mut self, reason: &str) {
+        if let Some(account) = self.account.take() {
+            account.not_started(&self.entry, reason);
+        }
+    }
+
+    /// It has ended, or is given up, and nobody says how.
+    fn over(&mut self, ended_by: &str) {
+        if let Some(account) = self.account.take() {
+            account.end(&self.entry, ended_by);
         }
     }
 
@@ -294,9 +317,7 @@ impl Command {
 
 impl Drop for Command {
     fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
-            account.abandon(&self.entry);
-        }
+        self.over("client");
     }
 }
 
@@ -321,8 +342,14 @@ impl Account {
         entry.note("exec-exited", self.by, details.with("exceeded", exceeded));
     }
 
-    fn abandon(self, entry: &Entry) {
-        entry.note("exec-exited", self.by, self.details().with("endedBy", "client"));
+    fn not_started(self, entry: &Entry, reason: &str) {
+        entry.note("exec-exited", self.by, self.details().with("reason", reason));
+    }
+
+    /// By `client`, which went away; `sandbox`, which ended or broke the protocol; or `daemon`, which waited
+    /// long enough.
+    fn end(self, entry: &Entry, ended_by: &str) {
+        entry.note("exec-exited", self.by, self.details().with("endedBy", ended_by));
     }
 }
 

@@ -183,7 +183,6 @@ impl Handle {
             request;
         if let Some(name) = &name {
             check_name(name)?;
-            self.0.shared.rename(self.0.id, name)?;
         }
         if memory_bytes.is_some() || processes.is_some() || cpus.is_some() {
             let up = self.0.admit(Operation::Limit)?;
@@ -216,8 +215,11 @@ impl Handle {
             facts.processes = processes.or(facts.processes);
             facts.cpus = cpus.or(facts.cpus.take());
         }
+        // Last, so that what is refused above changes nothing.
+        let renamed = name.as_deref().map_or(Ok(()), |name| self.0.shared.rename(self.0.id, name));
         self.0.save_facts()?;
         self.0.activities.look_again();
+        renamed?;
         let event = if name.is_some() { "renamed" } else { "updated" };
         self.0.note(event, by, Details::default().with("name", self.0.written().name.clone()));
         Ok(self.info())

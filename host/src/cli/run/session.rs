@@ -10,6 +10,7 @@ use super::stdio::{ReaderGone, Sinks, Stream};
 use crate::api::client::ClientError;
 use crate::api::stream::{CommandStream, StreamEvent};
 use crate::api::types::{Notice, SandboxInfo};
+use crate::causes::in_full;
 use crate::sandbox::Size;
 use crate::sandbox::protection::{Protection, milliseconds};
 use crate::sys::terminal::{self, RawMode};
@@ -115,6 +116,21 @@ fn millis(duration: Duration) -> String {
     format!("{:.1}", duration.as_secs_f64() * 1000.0)
 }
 
+/// Has `work` say what happens as events, if that was asked for. The last of them is a result, whatever
+/// happens.
+pub(in crate::cli) fn report(
+    json: bool,
+    output: &mut Output,
+    work: impl FnOnce(&mut Output, &mut Option<Events>) -> Result<u8, Failed>,
+) -> Result<u8, Failed> {
+    let mut events = json.then(Events::default);
+    let result = work(output, &mut events);
+    if let (Some(events), Err(failed)) = (&mut events, &result) {
+        output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
+    }
+    result
+}
+
 /// Connects our streams with a command, until it is over.
 pub(in crate::cli) async fn conduct(
     asked: impl Future<Output = Result<CommandStream, ClientError>>,
@@ -172,7 +188,9 @@ pub(in crate::cli) async fn conduct(
             Err(failed)
         }
     };
-    if let (Some(events), Ok((_, outcome))) = (events, &concluded) {
+    if let Ok((_, outcome)) = &concluded
+        && let Some(mut events) = events.take()
+    {
         let last = events.finish(outcome);
         let _ = sinks.write(Stream::Stdout, &last).await;
     }
@@ -412,7 +430,7 @@ fn conclude(
     let protection =
         protection.map(|protection| *protection).or_else(|| sandbox.and_then(|it| it.protection.clone()));
     if let (true, Some(sandbox), Some(protection)) = (terms.verbose, sandbox, &protection) {
-        report(sandbox, protection, output);
+        describe(sandbox, protection, output);
     }
     let timeout = terms.timeout.or_else(|| protection.as_ref().and_then(Protection::time));
     let mut outcome = Outcome {
@@ -501,7 +519,7 @@ fn timed_out(timeout: Option<Duration>, output: &mut Output) -> u8 {
 }
 
 /// What the sandbox was.
-fn report(sandbox: &SandboxInfo, protection: &Protection, output: &mut Output) {
+fn describe(sandbox: &SandboxInfo, protection: &Protection, output: &mut Output) {
     let group = sandbox.cgroup.as_deref().unwrap_or("none (no control group can be made here)");
     let id = &sandbox.session_id;
     output.note(&format!("sandbox {id}: {}; control group {group}", protection.describe()));
