@@ -16,8 +16,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How many sandboxes there are at most, and how many of them are vms.
-const MOST: (usize, usize) = (5, 2);
+/// How many sandboxes there are before something is killed.
+const LEAST: usize = 3;
+const MOST: usize = 5;
+
+/// How many of them are vms, at most.
+const MOST_VMS: usize = 2;
+
+/// Sandboxes by their ids: what they are made of, and what they do.
+type Known = BTreeMap<String, (Grade, String)>;
 
 /// What is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,10 +162,9 @@ impl Scene {
         Scene { daemon, host, chance: Chance::new(), vms, seen, killed }
     }
 
-    fn list(&mut self) -> BTreeMap<String, (Grade, String)> {
+    fn list(&mut self) -> Known {
         let listed = self.host.firn(&["list", "--all", "--json"]).finish().expect(0).json();
-        let known: BTreeMap<String, (Grade, String)> =
-            listed.as_array().unwrap().iter().map(described).collect();
+        let known: Known = listed.as_array().unwrap().iter().map(described).collect();
         self.seen.extend(known.keys().map(PathBuf::from));
         known
     }
@@ -170,20 +176,37 @@ impl Scene {
         remainder()
     }
 
-    /// What is done next. A few sandboxes are to be there, and each of them for a while.
-    fn deed(&mut self, known: &BTreeMap<String, (Grade, String)>) -> Deed {
+    /// The grade of the next sandbox.
+    fn grade(&mut self, known: &Known) -> Grade {
         let vms = known.values().filter(|(grade, _)| *grade == Grade::Vm).count();
-        let new = match (known.len() < MOST.0, vms < MOST.1 && self.chance.one_in(self.vms)) {
-            (true, true) => Some(Grade::Vm),
-            (true, false) => Some(Grade::Jail),
-            (false, _) => None,
-        };
-        let some: Vec<(&String, Grade)> = known.iter().map(|(id, (grade, _))| (id, *grade)).collect();
-        let some = self.chance.of(&some).map(|(id, grade)| ((*id).clone(), *grade));
-        match (self.chance.below(8), new, some) {
-            (0..=3, Some(grade), _) | (_, Some(grade), None) => Deed::Create(grade),
-            (0..=3, None, Some((id, grade))) | (4, _, Some((id, grade))) => Deed::Destroy(id, grade),
-            (5 | 6, _, Some((id, grade))) => Deed::Exec(id, grade),
+        if vms < MOST_VMS && self.chance.one_in(self.vms) { Grade::Vm } else { Grade::Jail }
+    }
+
+    fn create(&self, grade: Grade) -> String {
+        let created = self.host.firn(&["create", "--isolation", grade.name()]).finish().expect(0);
+        created.text().trim_end().to_owned()
+    }
+
+    /// All sandboxes: enough of them to be used and ended, however many were killed.
+    fn replenished(&mut self) -> Known {
+        loop {
+            let known = self.list();
+            if known.len() >= LEAST {
+                return known;
+            }
+            let grade = self.grade(&known);
+            let _ = self.create(grade);
+        }
+    }
+
+    /// What is done next.
+    fn deed(&mut self, known: &Known) -> Deed {
+        let all: Vec<(&String, Grade)> = known.iter().map(|(id, (grade, _))| (id, *grade)).collect();
+        let (id, grade) = *self.chance.of(&all).unwrap();
+        match self.chance.below(8) {
+            0..=2 if known.len() < MOST => Deed::Create(self.grade(known)),
+            0..=4 => Deed::Destroy(id.clone(), grade),
+            5..=6 => Deed::Exec(id.clone(), grade),
             _ => Deed::Nothing,
         }
     }
@@ -214,7 +237,7 @@ impl Scene {
 
     /// One round, see the module.
     fn round(&mut self, number: u32) {
-        let before = self.list();
+        let before = self.replenished();
         let deed = self.deed(&before);
         let doing = self.host.firn(&deed.words()).env("FIRN_NO_AUTOSTART", "1").spawn();
         let moment = self.chance.time(deed.length());
@@ -291,10 +314,9 @@ fn random_kills_of_anything(times: u32, vms: u64) {
     let mut scene = Scene::new(vms);
     // What is kept from the first on is not left behind by the last.
     for grade in [Grade::Jail, Grade::Vm] {
-        let created = scene.host.firn(&["create", "--isolation", grade.name()]).finish().expect(0);
-        let id = created.text().trim_end();
-        assert!(scene.takes_commands(id));
-        let _ = scene.host.firn(&["destroy", id]).finish().expect(0);
+        let id = scene.create(grade);
+        assert!(scene.takes_commands(&id));
+        let _ = scene.host.firn(&["destroy", &id]).finish().expect(0);
     }
     let _ = scene.list();
     scene.daemon.take().unwrap().kill();
@@ -302,9 +324,7 @@ fn random_kills_of_anything(times: u32, vms: u64) {
     assert!(scene.list().is_empty());
     let before = scene.quiet_remainder();
     assert!(before.files.contains(&scene.host.runtime().join("firn.sock")));
-    for grade in [Grade::Jail, Grade::Vm] {
-        let _ = scene.host.firn(&["create", "--isolation", grade.name()]).finish().expect(0);
-    }
+    let _ = scene.create(Grade::Vm);
     for number in 1..=times {
         scene.round(number);
     }
