@@ -23,7 +23,9 @@ impl Side {
     }
 
     fn ready(&self) -> u64 {
-        self.host.daemon_status()["pool"]["vm"]["ready"].as_u64().expect("the daemon says how full its pool is")
+        self.host.daemon_status()["pool"]["vm"]["ready"]
+            .as_u64()
+            .expect("the daemon says how full its pool is")
     }
 
     /// From the wish for a vm to what its first command says.
