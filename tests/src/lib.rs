@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 #![allow(clippy::missing_panics_doc, reason = "in a test a failure is a panic")]
 
+mod chance;
 mod daemon;
 mod firn;
 mod grade;
@@ -15,6 +16,7 @@ mod host;
 mod peer;
 mod process;
 
+pub use chance::Chance;
 pub use daemon::Daemon;
 pub use firn::{Finished, Firn, collect};
 pub use grade::Grade;
