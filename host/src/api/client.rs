@@ -14,9 +14,9 @@ pub(crate) use error::ClientError;
 use super::start;
 use super::stream::{CommandStream, Credit};
 use super::types::{
-    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EventRecord, ExecRequest, Notice,
-    ProcessRow, Pruned, Refusal, RefusalKind, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
-    UpdateRequest,
+    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EvaluateRequest, EventRecord, ExecRequest,
+    InterruptRequest, Interrupted, Notice, ProcessRow, Pruned, Refusal, RefusalKind, RenewRequest,
+    RunRequest, SandboxInfo, SessionInfo, SessionRequest, StatsInfo, StopRequest, UpdateRequest,
 };
 use crate::config::{Autostart, Config};
 use answer::{Answer, Fetched};
@@ -66,7 +66,7 @@ impl Client {
                 Some(Notice::Progress { phase }) => progress(&phase),
                 Some(Notice::Sandbox { sandbox }) => return Ok(*sandbox),
                 Some(Notice::Failed { refusal, .. }) => return Err(ClientError::Refused(refusal)),
-                Some(Notice::Ended { .. } | Notice::Detached { .. }) => {}
+                Some(Notice::Ended { .. } | Notice::Detached { .. } | Notice::Session { .. }) => {}
                 None => return Err(ClientError::Refused(broke_off())),
             }
         }
@@ -96,6 +96,54 @@ impl Client {
     /// A command in a sandbox.
     pub(crate) async fn exec(&self, id: &str, request: &ExecRequest) -> Result<CommandStream, ClientError> {
         self.upgrade(Target::sandbox(id, "/exec"), request, Credit::of(request.stdin)).await
+    }
+
+    /// Code, in a session or in a sandbox of its own.
+    pub(crate) async fn evaluate(&self, request: &EvaluateRequest) -> Result<CommandStream, ClientError> {
+        self.upgrade(Target::new("/v1/evaluate"), request, Credit::of(request.stdin)).await
+    }
+
+    /// Makes a session.
+    pub(crate) async fn create_session(
+        &self,
+        request: &SessionRequest,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<SessionInfo, ClientError> {
+        let call = Call::with(Method::POST, "/v1/sessions", request)?.lines();
+        let mut notices: Lines<Notice> = Lines::new(self.send(call).await?);
+        loop {
+            match notices.next().await? {
+                Some(Notice::Progress { phase }) => progress(&phase),
+                Some(Notice::Session { session, .. }) => return Ok(*session),
+                Some(Notice::Failed { refusal, .. }) => return Err(ClientError::Refused(refusal)),
+                Some(Notice::Ended { .. } | Notice::Detached { .. } | Notice::Sandbox { .. }) => {}
+                None => return Err(ClientError::Refused(broke_off())),
+            }
+        }
+    }
+
+    /// All sessions, the oldest first.
+    pub(crate) async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
+        self.ask(Call::new(Method::GET, Target::new("/v1/sessions"))).await
+    }
+
+    /// One session.
+    pub(crate) async fn session(&self, name: &str) -> Result<SessionInfo, ClientError> {
+        self.ask(Call::new(Method::GET, Target::session(name, ""))).await
+    }
+
+    /// Ends what a session runs.
+    pub(crate) async fn interrupt(
+        &self,
+        name: &str,
+        request: &InterruptRequest,
+    ) -> Result<Interrupted, ClientError> {
+        self.ask(Call::with(Method::POST, Target::session(name, "/interrupt"), request)?).await
+    }
+
+    /// Ends a session.
+    pub(crate) async fn close_session(&self, name: &str) -> Result<(), ClientError> {
+        self.tell(Call::new(Method::DELETE, Target::session(name, ""))).await
     }
 
     /// The output so far of a detached command, and what follows.

@@ -4,9 +4,9 @@
 use super::routes;
 use super::service::Service;
 use super::types::{
-    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EventRecord, ExecRequest, Notice,
-    ProcessRow, Pruned, Refusal, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
-    UpdateRequest,
+    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EvaluateRequest, EventRecord, ExecRequest,
+    InterruptRequest, Interrupted, Notice, ProcessRow, Pruned, Refusal, RenewRequest, RunRequest,
+    SandboxInfo, SessionInfo, SessionRequest, StatsInfo, StopRequest, UpdateRequest,
 };
 use super::wire;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
@@ -180,6 +180,59 @@ pub(super) fn all() -> Vec<Operation> {
         Operation::new("exec", "post", "/sandboxes/{id}/exec", "Run a command in it.", post(routes::exec))
             .asks::<ExecRequest>()
             .frames(),
+        Operation::new(
+            "evaluate",
+            "post",
+            "/evaluate",
+            "Run code in a session, which is made if there is none, or in a sandbox that lives as long as the \
+             connection.",
+            post(routes::evaluate),
+        )
+        .asks::<EvaluateRequest>()
+        .frames(),
+        Operation::new(
+            "sessions",
+            "get",
+            "/sessions",
+            "All sessions, the oldest first.",
+            get(routes::sessions),
+        )
+        .json::<Vec<SessionInfo>>("They."),
+        Operation::new(
+            "createSession",
+            "post",
+            "/sessions",
+            "Start an interpreter that lives on between runs of code.",
+            post(routes::create_session),
+        )
+        .asks::<SessionRequest>()
+        .answer(201, "It takes code.", Some(Content::Json(schema_of::<SessionInfo>)))
+        .lines::<Notice>("How it comes up, for who accepts application/x-ndjson."),
+        Operation::new(
+            "session",
+            "get",
+            "/sessions/{name}",
+            "A session, by its name.",
+            get(routes::session),
+        )
+        .json::<SessionInfo>("As it is now."),
+        Operation::new(
+            "interrupt",
+            "post",
+            "/sessions/{name}/interrupt",
+            "End what a session runs. Its state is kept if that ends in time.",
+            post(routes::interrupt),
+        )
+        .asks::<InterruptRequest>()
+        .json::<Interrupted>("What was done."),
+        Operation::new(
+            "closeSession",
+            "delete",
+            "/sessions/{name}",
+            "End a session, with its sandbox if that is its own.",
+            delete(routes::close_session),
+        )
+        .nothing("Nothing of it is left."),
         Operation::new(
             "attach",
             "post",

@@ -4,7 +4,8 @@ use super::types::Notice;
 use super::wire::{COMMAND, NOTICE};
 use bytes::{Buf as _, Bytes, BytesMut};
 use firn_protocol::{
-    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin,
+    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, OutputCap, Ran, Reply, RequestId,
+    STDIN_WINDOW, Stdin,
 };
 use futures::StreamExt as _;
 use std::io;
@@ -60,6 +61,10 @@ pub(crate) enum StreamEvent {
     Stderr(Bytes),
     /// There may be more room for stdin: see [`CommandStream::stdin_room`].
     StdinRoom,
+    /// From here on output is dropped, because of this limit.
+    Cut(OutputCap),
+    /// The run of a session is over. A notice follows.
+    Ran(Box<Ran>),
     /// The command is over. A notice follows.
     Exited(Box<Exited>),
     /// It never ran. A notice follows.
@@ -96,6 +101,7 @@ impl CommandStream {
             (Kind::Stderr, COMMAND) => Ok(StreamEvent::Stderr(frame.body)),
             (Kind::Reply, COMMAND) => match frame.message()? {
                 Reply::Exited(exited) => Ok(StreamEvent::Exited(exited)),
+                Reply::Ran(ran) => Ok(StreamEvent::Ran(ran)),
                 Reply::NotStarted(reason) => Ok(StreamEvent::NotStarted(reason)),
                 _ => Err(StreamError::Unexpected { kind: frame.kind, id: frame.id }),
             },
@@ -105,7 +111,10 @@ impl CommandStream {
 
     fn event(&mut self, event: &Event) -> StreamEvent {
         match event {
-            Event::Started { .. } | Event::Attached { .. } => return StreamEvent::Started,
+            Event::Started { .. } | Event::Attached { .. } | Event::RunStarted { .. } => {
+                return StreamEvent::Started;
+            }
+            Event::OutputCut { by } => return StreamEvent::Cut(*by),
             Event::Skipped { bytes } => return StreamEvent::Skipped(*bytes),
             Event::StdinCredit { bytes } => {
                 if let Some(credit) = &mut self.credit {

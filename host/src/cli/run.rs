@@ -157,6 +157,7 @@ impl Run {
             name: self.command.first().map(OsString::as_os_str),
             tty: self.tty,
             own_sandbox: true,
+            code: false,
             keys: Keys::Ignored,
             timeout: self.timeout,
             output: self.max_output,

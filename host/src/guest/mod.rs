@@ -9,6 +9,7 @@ mod dialer;
 mod exec;
 mod files;
 mod inspection;
+mod session;
 pub(crate) mod vsock;
 mod words;
 

@@ -13,7 +13,7 @@ use super::manager::{Conclusion, Life, OperationError};
 use super::protection::milliseconds;
 use super::spec::SpecError;
 use super::state::Operation;
-use crate::api::types::{AttachRequest, Caller, ExecRequest};
+use crate::api::types::{AttachRequest, Caller, EvaluateRequest, ExecRequest};
 use crate::causes::in_full;
 use crate::env::Wrapper;
 use crate::guest::{ExecEvent, GuestError, Running};
@@ -22,7 +22,8 @@ use crate::sys::limits::Events;
 use crate::view::WORKSPACE;
 use bytes::Bytes;
 use firn_protocol::{
-    Attach, CommandState, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep, Stdin, Text, Variable,
+    Attach, CommandState, DEFAULT_GRACE_MS, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep,
+    MAX_CODE, Ran, SessionInterrupt, SessionRun, Stdin, Text, Variable,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,8 @@ pub(crate) struct Command {
     output: Option<u64>,
     deadline: Option<tokio::time::Instant>,
     timed_out: bool,
+    /// The run that it is, of a session, until it has ended.
+    run: Option<Run>,
     /// What the control group had counted before.
     before: Events,
     /// Until its end is written down. None: whoever started it does that.
@@ -64,12 +67,22 @@ pub(crate) struct Command {
     _activity: Activity,
 }
 
+/// A run of a session.
+#[derive(Clone, Debug)]
+struct Run {
+    session: String,
+    number: u64,
+    /// How long it may take to end when it was interrupted.
+    grace: Duration,
+}
+
 /// What is told of a command at its end.
 #[derive(Debug)]
 struct Account {
     started: Instant,
     by: Option<Caller>,
     number: Option<u64>,
+    run: Option<Run>,
 }
 
 impl Command {
@@ -110,7 +123,7 @@ impl Command {
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
         entry.note("exec-started", by, details);
         failpoint::reached("exec-recorded");
-        let account = Account { started: Instant::now(), by, number };
+        let account = Account { started: Instant::now(), by, number, run: None };
         let status = entry.watch();
         let before = up.cgroup.events();
         let running = match up.dialer.dial().await.and_then(|connection| connection.exec(exec)) {
@@ -132,6 +145,7 @@ impl Command {
             output,
             deadline,
             timed_out: false,
+            run: None,
             before,
             account: Some(account),
             status,
@@ -141,6 +155,65 @@ impl Command {
             None => Ok(command),
             Some(number) => command.detach(number).await,
         }
+    }
+
+    /// Runs code in a session of the sandbox, when its turn comes.
+    pub(super) async fn evaluate(
+        entry: &Arc<Entry>,
+        session: &str,
+        request: EvaluateRequest,
+        by: Option<Caller>,
+    ) -> Result<Command, OperationError> {
+        let up = entry.admit(Operation::Use)?;
+        let activity = entry.activities.begin();
+        let EvaluateRequest { code, stdin, timeout_ms, grace_ms, max_output_bytes, .. } = request;
+        let code = Bytes::copy_from_slice(code.as_bytes());
+        if code.len() > MAX_CODE {
+            return Err(SpecError::Code(code.len()).into());
+        }
+        let run = Run {
+            session: session.to_owned(),
+            number: entry.shared.run_number(),
+            grace: Duration::from_millis(grace_ms.unwrap_or(DEFAULT_GRACE_MS)),
+        };
+        let message = SessionRun {
+            session: run.session.clone(),
+            run: run.number,
+            code: Text::default(),
+            more_code_bytes: 0,
+            timeout_ms,
+            grace_ms,
+            stdin,
+            max_output_bytes,
+        };
+        let details = Details::default()
+            .with("session", session)
+            .with("run", run.number)
+            .with("codeBytes", code.len() as u64);
+        entry.note("run-started", by, details);
+        let status = entry.watch();
+        let before = up.cgroup.events();
+        let running = match up.dialer.dial().await.and_then(|connection| connection.run_code(message, code)) {
+            Ok(running) => running,
+            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+        };
+        Ok(Command {
+            entry: Arc::clone(entry),
+            up,
+            running,
+            number: None,
+            untold: None,
+            timeout: timeout_ms.map(Duration::from_millis),
+            output: max_output_bytes,
+            // It may have to wait for its turn.
+            deadline: None,
+            timed_out: false,
+            run: Some(run.clone()),
+            before,
+            account: Some(Account { started: Instant::now(), by, number: None, run: Some(run) }),
+            status,
+            _activity: activity,
+        })
     }
 
     /// Leaves the command to a task that writes its output down, and attaches to it like anybody else.
@@ -199,6 +272,7 @@ impl Command {
             output: None,
             deadline: None,
             timed_out: false,
+            run: None,
             before,
             account: None,
             status,
@@ -242,6 +316,8 @@ impl Command {
                 match &event {
                     ExecEvent::Exited(exited) => self.exited(exited),
                     ExecEvent::NotStarted(reason) => self.not_started(&reason.message),
+                    ExecEvent::Ran(ran) => self.ran(ran),
+                    ExecEvent::Started => self.deadline = self.deadline.or(self.latest_end()),
                     _ => {}
                 }
                 Ok(event)
@@ -254,6 +330,19 @@ impl Command {
         }
     }
 
+    /// When a run that begins now has ended, if its agent is honest.
+    fn latest_end(&self) -> Option<tokio::time::Instant> {
+        let (run, timeout) = (self.run.as_ref()?, self.timeout?);
+        Some(tokio::time::Instant::now() + timeout + 2 * run.grace + TIMEOUT_GRACE)
+    }
+
+    fn ran(&mut self, ran: &Ran) {
+        self.run = None;
+        if let Some(account) = self.account.take() {
+            account.ran(&self.entry, ran);
+        }
+    }
+
     fn exited(&mut self, exited: &Exited) {
         failpoint::reached("exec-exited");
         if let Some(account) = self.account.take() {
@@ -262,6 +351,7 @@ impl Command {
     }
 
     fn not_started(&mut self, reason: &str) {
+        self.run = None;
         if let Some(account) = self.account.take() {
             account.not_started(&self.entry, reason);
         }
@@ -293,7 +383,8 @@ impl Command {
     pub(crate) fn send(&mut self, input: &Input) -> Result<(), OperationError> {
         if *input == Input::Cancel && self.deadline.is_none() {
             // A hostile agent does not end it.
-            self.deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
+            let grace = self.run.as_ref().map_or(Duration::ZERO, |run| 2 * run.grace);
+            self.deadline = Some(tokio::time::Instant::now() + grace + TIMEOUT_GRACE);
         }
         self.running.send(input).map_err(broken)
     }
@@ -318,13 +409,34 @@ impl Command {
 impl Drop for Command {
     fn drop(&mut self) {
         self.over("client");
+        if let Some(run) = self.run.take() {
+            // Its session is there for others, and is not to be at this for ever.
+            self.entry.shared.tasks.spawn(give_up(Arc::clone(&self.up), run));
+        }
     }
 }
 
 impl Account {
     fn details(&self) -> Details {
         let details = Details::default().with("durationMs", milliseconds(self.started.elapsed()));
-        self.number.iter().fold(details, |details, number| details.with("command", *number))
+        let details = self.number.iter().fold(details, |details, number| details.with("command", *number));
+        self.run.iter().fold(details, |details, run| {
+            details.with("session", run.session.clone()).with("run", run.number)
+        })
+    }
+
+    fn event(&self) -> &'static str {
+        if self.run.is_some() { "run-ended" } else { "exec-exited" }
+    }
+
+    fn ran(self, entry: &Entry, ran: &Ran) {
+        let details = self
+            .details()
+            .with("exitCode", ran.exit_code)
+            .with("outcome", serde_json::to_value(ran.outcome).unwrap_or_default())
+            .with("stateLost", ran.state_lost)
+            .with("outputBytes", ran.stdout_bytes.saturating_add(ran.stderr_bytes));
+        entry.note(self.event(), self.by, details);
     }
 
     fn close(self, entry: &Entry, exited: &Exited) {
@@ -343,13 +455,25 @@ impl Account {
     }
 
     fn not_started(self, entry: &Entry, reason: &str) {
-        entry.note("exec-exited", self.by, self.details().with("reason", reason));
+        entry.note(self.event(), self.by, self.details().with("reason", reason));
     }
 
     /// By `client`, which went away; `sandbox`, which ended or broke the protocol; or `daemon`, which waited
     /// long enough.
     fn end(self, entry: &Entry, ended_by: &str) {
-        entry.note("exec-exited", self.by, self.details().with("endedBy", ended_by));
+        entry.note(self.event(), self.by, self.details().with("endedBy", ended_by));
+    }
+}
+
+/// Ends a run that nobody waits for.
+async fn give_up(up: Arc<Up>, run: Run) {
+    let Run { session, number, grace } = run;
+    let grace_ms = u64::try_from(grace.as_millis()).ok();
+    let asked = SessionInterrupt { session, run: Some(number), grace_ms };
+    let ended = async { up.dialer.dial().await?.interrupt(asked).await };
+    if let Err(error) = ended.await {
+        // Usually the sandbox has ended with whoever wanted the run.
+        tracing::debug!(error = in_full(&error), "cannot end a run that was given up");
     }
 }
 
@@ -492,7 +616,8 @@ async fn follow(
             tracing::error!(sandbox = %entry.id, command = number, %error, "cannot write a log");
         }
     };
-    let account = account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number) });
+    let account =
+        account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number), run: None });
     account.close(&entry, &exited);
     if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
         let reason = match exited.status {

@@ -10,6 +10,7 @@ use super::place::{self, PlaceError, Site};
 use super::pool::{self, Pool};
 use super::protection::Protection;
 use super::records::{Facts, Record, Records, RecordsError};
+use super::session::Makers;
 use super::spare::{self, Spare};
 use super::spec::{Grade, Spec, SpecError};
 use super::{SandboxId, failpoint, runner};
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +48,8 @@ pub(crate) enum Life {
     Ephemeral,
     /// The detached command it was made for.
     Command,
+    /// The session that it was made for.
+    Session,
     /// The pool: it waits to be asked for, and ends with the daemon.
     Spare,
 }
@@ -67,6 +71,41 @@ pub(crate) enum OperationError {
     /// Not a name.
     #[error("{0:?} is no name: 1 to 63 letters, digits, '-', '_' and '.', not like an id")]
     Name(String),
+    /// Not a session's name.
+    #[error("{0:?} is no name of a session: 1 to 64 letters, digits, '-', '_' and '.'")]
+    SessionName(String),
+    /// No such session.
+    #[error("there is no session {0:?}")]
+    NoSession(String),
+    /// There is one already.
+    #[error("there is a session {0:?} already")]
+    SessionTaken(String),
+    /// It is of another kind.
+    #[error(
+        "Session '{session}' is bound to {what} '{to}', not '{wanted}'.\nUse a different session ID, or omit \
+         session for ephemeral execution."
+    )]
+    Bound {
+        /// Which session.
+        session: String,
+        /// Of which kind it is.
+        what: &'static str,
+        /// What it is.
+        to: String,
+        /// What was wanted.
+        wanted: String,
+    },
+    /// Its environment has no interpreter.
+    #[error("Environment '{0}' does not support sessions (no session_exec configured)")]
+    NoInterpreter(String),
+    /// Its interpreter did not start.
+    #[error("Failed to start session agent for '{environment}': {message}")]
+    NotInterpreted {
+        /// The environment.
+        environment: &'static str,
+        /// Why not.
+        message: String,
+    },
     /// Somebody has it.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
@@ -165,6 +204,9 @@ pub(super) struct Shared {
     /// The folder of all places.
     pub(super) places: PathBuf,
     pub(super) tasks: TaskTracker,
+    pub(super) makers: Makers,
+    /// How many runs of sessions this daemon has begun.
+    runs: AtomicU32,
     pool: Pool,
     registry: Mutex<Registry>,
     /// Cancelled when the daemon ends: runners let their sandboxes go.
@@ -227,6 +269,11 @@ impl Shared {
         self.registry().spares.remove(&id);
     }
 
+    /// A number that no other run of any session has.
+    pub(super) fn run_number(&self) -> u64 {
+        self.records.generation() << 32 | u64::from(self.runs.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Whether no sandbox is made any more.
     pub(super) fn is_stopping(&self) -> bool {
         self.registry().stopping
@@ -279,8 +326,21 @@ enum Registered {
     Before(Arc<Entry>),
 }
 
-/// Ends an ephemeral sandbox whose creator went away before it had it.
-struct Abandoned(Option<Arc<Entry>>);
+/// Ends a sandbox whose creator went away before it had what it wanted.
+#[derive(Debug)]
+pub(super) struct Abandoned(Option<Arc<Entry>>);
+
+impl Abandoned {
+    /// For a sandbox that is of no use before more was done.
+    pub(super) fn new(handle: &Handle) -> Abandoned {
+        Abandoned(Some(Arc::clone(&handle.0)))
+    }
+
+    /// All was done.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
@@ -303,6 +363,8 @@ impl Manager {
             audit,
             places,
             tasks: TaskTracker::new(),
+            makers: Makers::default(),
+            runs: AtomicU32::default(),
             pool,
             registry: Mutex::default(),
             release: CancellationToken::new(),
@@ -333,10 +395,12 @@ impl Manager {
     fn recover_one(&self, record: Record, boot: &str) -> Option<oneshot::Receiver<()>> {
         let Record { id, name, life, state, doomed, request, facts, remains, .. } = record;
         let same_boot = record.boot == boot;
+        // A session's own sandbox is of no use before the session is written down.
+        let half_made = life == Life::Session && facts.sessions.is_empty();
         let written = Written { name, facts };
         let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request, written, state);
         let remains = remains.and_then(|remains| serde_json::from_str(&remains).ok());
-        let outlives_daemon = matches!(life, Life::Kept | Life::Command);
+        let outlives_daemon = matches!(life, Life::Kept | Life::Command | Life::Session) && !half_made;
         let lives = same_boot && !doomed && outlives_daemon;
         if let (true, SandboxState::Running | SandboxState::Paused, Some(remains)) = (lives, state, remains) {
             self.0.registry().entries.insert(id, Arc::clone(&entry));
@@ -518,6 +582,16 @@ impl Manager {
                 candidates: several.iter().map(|entry| entry.id.to_string()).collect(),
             }),
         }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
+    /// Those that are not over.
+    pub(super) fn living(&self) -> Vec<Arc<Entry>> {
+        let lives = |entry: &&Arc<Entry>| !entry.status().state.is_over();
+        self.0.registry().entries.values().filter(lives).cloned().collect()
     }
 
     /// All of them, the oldest first: of one owner, if one is named.

@@ -21,6 +21,7 @@ mod pool;
 pub(crate) mod protection;
 pub(crate) mod records;
 mod runner;
+mod session;
 mod size;
 mod spare;
 pub(crate) mod spec;

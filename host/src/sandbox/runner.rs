@@ -165,8 +165,8 @@ impl Due {
     fn termination(self, entry: &Entry) -> Termination {
         let (reason, forgotten) = match self {
             Due::Lease => ("its lease ran out", true),
-            Due::Lifetime => ("its lifetime is over", false),
-            Due::Idle => ("nothing was asked of it for its idle timeout", false),
+            Due::Lifetime => ("its lifetime is over", entry.life == Life::Session),
+            Due::Idle => ("nothing was asked of it for its idle timeout", entry.life == Life::Session),
         };
         entry.note("limit-hit", None, Details::default().with("reason", reason));
         if forgotten {

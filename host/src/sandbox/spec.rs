@@ -5,7 +5,7 @@ use crate::api::types::{self, CreateRequest};
 use crate::env::{Environment, EnvironmentError, PROJECT, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
-use firn_protocol::Access;
+use firn_protocol::{Access, MAX_CODE};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,6 +164,9 @@ pub(crate) enum SpecError {
         /// What can be done.
         instead: &'static str,
     },
+    /// More than the agent takes.
+    #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
+    Code(usize),
     /// Nothing to run.
     #[error("no CMD: name a command to run, as in `firn run -- CMD`")]
     NoCommand,

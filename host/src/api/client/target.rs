@@ -30,6 +30,13 @@ impl Target {
         target
     }
 
+    /// What belongs to a session.
+    pub(super) fn session(name: &str, rest: &'static str) -> Target {
+        let mut target = Target::new("/v1/sessions/").segment(name.as_bytes());
+        target.0.push_str(rest);
+        target
+    }
+
     /// With a value as the next part of the path.
     pub(super) fn segment(mut self, value: &[u8]) -> Target {
         percent::encode(value, &mut self.0);
