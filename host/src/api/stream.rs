@@ -121,6 +121,8 @@ impl CommandStream {
                 }
             }
             Event::StdinClosed => self.credit = None,
+            // Of runs of sessions, which do not come this way.
+            Event::RunStarted { .. } | Event::OutputCut { .. } => {}
         }
         StreamEvent::StdinRoom
     }

@@ -34,7 +34,7 @@ const HANDSHAKE: &str = "the handshake";
 const NEEDED: [&str; 2] = ["exec", "limits"];
 
 /// What else an agent may be able to do, for who wants it.
-const OPTIONAL: [&str; 3] = ["keep", "processes", "files"];
+const OPTIONAL: [&str; 4] = ["keep", "processes", "files", "sessions"];
 
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
@@ -492,6 +492,11 @@ pub(super) fn wrong_reply(during: &'static str, reply: &Reply) -> GuestError {
         Reply::FileRemoved => "file_removed",
         Reply::ArchiveSent(_) => "archive_sent",
         Reply::ArchiveUnpacked(_) => "archive_unpacked",
+        Reply::Session(_) => "session",
+        Reply::Ran(_) => "ran",
+        Reply::Interrupted { .. } => "interrupted",
+        Reply::Sessions { .. } => "sessions",
+        Reply::SessionClosed => "session_closed",
         Reply::Stats(_) => "stats",
         Reply::ShuttingDown => "shutting_down",
         Reply::Error(_) => "error",

@@ -176,9 +176,11 @@ impl Running {
                 Ok(ExecEvent::Attached { from })
             }
             Event::Skipped { bytes } if self.started && self.role.may_miss() => Ok(ExecEvent::Skipped(bytes)),
-            Event::Started { .. } | Event::Attached { .. } | Event::Skipped { .. } => {
-                Err(unexpected(DURING, frame))
-            }
+            Event::Started { .. }
+            | Event::Attached { .. }
+            | Event::Skipped { .. }
+            | Event::RunStarted { .. }
+            | Event::OutputCut { .. } => Err(unexpected(DURING, frame)),
             Event::StdinCredit { bytes } => {
                 if let StdinState::Open { credit } = &mut self.stdin {
                     *credit = credit.saturating_add(u64::from(bytes));
