@@ -142,8 +142,11 @@ impl Interpreter {
                 .map_err(failed)?;
         let null = agent.null().map_err(io_failed)?;
         let copies = (stdout.try_clone().map_err(io_failed)?, stderr.try_clone().map_err(io_failed)?);
-        // Bash reads its orders as its own input. Its second pipe is never written to.
-        let (stdin, theirs) = if create.driver == Driver::Bash { (theirs, stdin) } else { (stdin, theirs) };
+        // Bash reads its orders as its own input, and has them again where code does not close them.
+        let stdin = match create.driver {
+            Driver::Bash => theirs.try_clone().map_err(io_failed)?,
+            Driver::Python | Driver::Node => stdin,
+        };
         let beyond = (first..).zip([theirs, say, null, copies.0, copies.1]);
         let beyond = beyond.map(|(number, fd)| Beyond { fd, number }).collect();
         let stdio = Stdio::Pipes([stdin, stdout, stderr]);
@@ -177,6 +180,11 @@ impl Interpreter {
         self.unsent.extend_from_slice(next.as_bytes());
     }
 
+    /// Whether it takes orders at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready == Readiness::Ready
+    }
+
     pub(super) fn order(&self, order: Order) {
         self.supervised.order(order);
     }
@@ -198,17 +206,11 @@ impl Interpreter {
         loop {
             match self.poll_said(cx) {
                 Poll::Ready(Some(packet)) => {
-                    match parse(&packet) {
-                        Some(Said::Ready) if self.ready != Readiness::Never => {
-                            self.ready = Readiness::Ready;
-                            self.poll_send(cx);
-                        }
-                        Some(said) => {
-                            self.ready = if said == Said::Ready { Readiness::Ready } else { self.ready };
-                            return Poll::Ready(Heard::Said(said));
-                        }
-                        None => {}
+                    let Some(said) = parse(&packet) else { continue };
+                    if said == Said::Ready {
+                        self.ready = Readiness::Ready;
                     }
+                    return Poll::Ready(Heard::Said(said));
                 }
                 Poll::Ready(None) => self.reports = None,
                 Poll::Pending => break,
@@ -315,6 +317,7 @@ fn driver_text(driver: Driver, first: RawFd) -> BytesMut {
         Driver::Python => sized(include_str!("drivers/python.py")),
         Driver::Node => sized(include_str!("drivers/node.js")),
         Driver::Bash => include_str!("drivers/bash.sh")
+            .replace("@ORDERS@", &first.to_string())
             .replace("@REPORTS@", &(first + 1).to_string())
             .replace("@NULL@", &(first + 2).to_string())
             .replace("@OUT@", &(first + 3).to_string())
@@ -325,7 +328,7 @@ fn driver_text(driver: Driver, first: RawFd) -> BytesMut {
 
 /// The line behind the code of a run, for bash: see its driver.
 fn next_of_bash(Tag { run, nonce }: Tag, reports: RawFd) -> String {
-    format!("builtin printf 'done {run} {nonce} interrupted 130 1' >&{reports}; builtin eval \"$__firn\"\n")
+    format!("\\builtin printf 'done {run} {nonce} interrupted 130 1' >&{reports}; \\builtin eval \"$__firn\"\n")
 }
 
 /// A report, if it is one.

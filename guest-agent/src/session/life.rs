@@ -230,6 +230,20 @@ impl Life<'_> {
         }
     }
 
+    /// Waits until the interpreter is done with the last run, and looks whether it has ended: that would be
+    /// taken for the next run's doing.
+    async fn settle(&mut self) {
+        loop {
+            let Some(interpreter) = &mut self.interpreter else { return };
+            match now(interpreter).await {
+                Some(Heard::Said(_)) => {}
+                Some(Heard::Ended(_) | Heard::Failed(_) | Heard::Vanished) => return self.lose(),
+                None if interpreter.is_ready() || self.session.is_closing() => return,
+                None => self.idle().await,
+            }
+        }
+    }
+
     /// Does a run.
     async fn run(&mut self, run: &Rc<Run>) {
         self.session.state.borrow_mut().current = Some(Rc::clone(run));
@@ -256,12 +270,7 @@ impl Life<'_> {
     }
 
     async fn carry_out(&mut self, run: &Rc<Run>) -> Reply {
-        // It may have ended a moment ago: that would be taken for the run's doing.
-        if let Some(interpreter) = &mut self.interpreter
-            && let Some(Heard::Ended(_) | Heard::Failed(_)) = now(interpreter).await
-        {
-            self.lose();
-        }
+        self.settle().await;
         if self.interpreter.is_none()
             && let Err(not_started) = self.start_again().await
         {
