@@ -14,6 +14,9 @@
 //! | `FIRN_AGENT` | the agent put into guests | `firn-agent` beside `firn`, or on `PATH` |
 //! | `FIRN_BWRAP`, `FIRN_VIRTIOFSD`, `FIRN_QEMU`, `FIRN_VHOST_DEVICE_VSOCK`, `FIRN_CLOUD_HYPERVISOR` | that program | looked up on `PATH` and where distributions keep it |
 //!
+//! nix-sandbox-mcp's `SESSION_IDLE_TIMEOUT` and `SESSION_MAX_LIFETIME`, in seconds, are for sessions that are
+//! made by whoever has them.
+//!
 //! nixo's variables mean the same here, where they mean something and ours are not set:
 //!
 //! | variable | what it sets |
@@ -30,6 +33,7 @@ use nix::unistd::Uid;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where distributions keep programs that are not meant for people's `PATH`.
 const LIBEXEC: &[&str] = &[
@@ -61,6 +65,10 @@ pub(crate) struct Config {
     pub(crate) autostart: Autostart,
     /// What the configuration file says.
     pub(crate) settings: Settings,
+    /// How long a session may be idle that is made here.
+    pub(crate) session_idle_timeout: Option<Duration>,
+    /// How old it may become.
+    pub(crate) session_lifetime: Option<Duration>,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
 }
@@ -190,6 +198,12 @@ pub(crate) enum ConfigError {
     Homeless(&'static str),
 }
 
+/// A number of seconds. What is none is as good as nothing, as nix-sandbox-mcp has it.
+fn seconds(name: &str) -> Option<Duration> {
+    let seconds = variable(name)?.to_str()?.parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one place where the environment is read")]
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
@@ -283,6 +297,8 @@ impl Config {
             socket,
             autostart,
             settings: Settings::default(),
+            session_idle_timeout: seconds("SESSION_IDLE_TIMEOUT"),
+            session_lifetime: seconds("SESSION_MAX_LIFETIME"),
             programs,
         })
     }

@@ -171,8 +171,13 @@ impl Session {
     /// Takes what comes to the end of a run.
     #[track_caller]
     pub(crate) fn finish(&mut self, id: RequestId, run: u64) -> Done {
-        let mut done =
-            Done { stdout: Vec::new(), stderr: Vec::new(), output: Vec::new(), cut: None, reply: Reply::Pong };
+        let mut done = Done {
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            output: Vec::new(),
+            cut: None,
+            reply: Reply::Pong,
+        };
         let mut started = std::mem::take(&mut self.begun);
         loop {
             let frame = self.host.frame().expect("the connection lasts");

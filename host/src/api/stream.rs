@@ -4,8 +4,8 @@ use super::types::Notice;
 use super::wire::{COMMAND, NOTICE};
 use bytes::{Buf as _, Bytes, BytesMut};
 use firn_protocol::{
-    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, OutputCap, Ran, Reply, RequestId,
-    STDIN_WINDOW, Stdin,
+    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, Ran, Reply, RequestId, STDIN_WINDOW,
+    Stdin,
 };
 use futures::StreamExt as _;
 use std::io;
@@ -61,8 +61,8 @@ pub(crate) enum StreamEvent {
     Stderr(Bytes),
     /// There may be more room for stdin: see [`CommandStream::stdin_room`].
     StdinRoom,
-    /// From here on output is dropped, because of this limit.
-    Cut(OutputCap),
+    /// From here on output is dropped. The end says because of which limit.
+    Cut,
     /// The run of a session is over. A notice follows.
     Ran(Box<Ran>),
     /// The command is over. A notice follows.
@@ -114,7 +114,7 @@ impl CommandStream {
             Event::Started { .. } | Event::Attached { .. } | Event::RunStarted { .. } => {
                 return StreamEvent::Started;
             }
-            Event::OutputCut { by } => return StreamEvent::Cut(*by),
+            Event::OutputCut { .. } => return StreamEvent::Cut,
             Event::Skipped { bytes } => return StreamEvent::Skipped(*bytes),
             Event::StdinCredit { bytes } => {
                 if let Some(credit) = &mut self.credit {

@@ -242,7 +242,7 @@ fn check_network(network: Option<&str>) -> Result<(), CreateError> {
 }
 
 /// The daemon is somewhere else.
-fn absolute(path: &Path) -> Result<Text, CreateError> {
+pub(super) fn absolute(path: &Path) -> Result<Text, CreateError> {
     let absolute =
         std::path::absolute(path).map_err(|source| CreateError::Path { path: path.to_owned(), source })?;
     Ok(Text::from(absolute.into_os_string()))

@@ -15,6 +15,7 @@
 use super::cp::CopyError;
 use super::create::CreateError;
 use super::image::ImageCommandError;
+use super::session::SessionError;
 use crate::api::client::ClientError;
 use crate::api::refusal::config_hint;
 use crate::api::stream::StreamError;
@@ -64,6 +65,9 @@ pub(super) enum Failed {
     /// A sandbox cannot be asked for.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// A session that cannot be asked for.
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// Files were not copied.
     #[error(transparent)]
     Copy(#[from] CopyError),

@@ -366,7 +366,7 @@ async fn pump(
                         waiting = events.as_mut().map(|events| (Stream::Stdout, events.started()));
                     }
                     // The end says so too.
-                    StreamEvent::StdinRoom | StreamEvent::Cut(_) => {}
+                    StreamEvent::StdinRoom | StreamEvent::Cut => {}
                     StreamEvent::Skipped(bytes) => {
                         output.note(&format!("{bytes} bytes of output are left out: they are not kept any more"));
                     }
