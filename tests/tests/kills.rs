@@ -2,8 +2,8 @@
 //! sample.
 //!
 //! In each round something is under way: a sandbox is made, used or ended, or nothing is. Then one process is
-//! killed: the daemon, or any helper of any sandbox, or both. What was not killed and was not being ended must
-//! be there after it and take commands; in the end nothing at all may be left.
+//! killed: the daemon, or any helper of a sandbox or of what waits in the pool, or both. What was not killed
+//! and was not being ended must be there after it and take commands; in the end nothing at all may be left.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 #![allow(clippy::print_stderr, reason = "what was killed is shown when a test fails")]
 
@@ -286,6 +286,13 @@ impl Scene {
         done.code == 0 && done.text() == "ok\n"
     }
 
+    /// Has the next daemon read another configuration file.
+    fn reconfigure(&mut self, file: &[u8]) {
+        fs::write(self.host.config(), file).unwrap();
+        self.daemon.take().unwrap().kill();
+        self.daemon = Some(self.host.daemon(None));
+    }
+
     /// Ends what is there, and checks that all of it is gone.
     fn end(mut self, before: &Remainder) {
         for id in self.list().into_keys() {
@@ -310,7 +317,8 @@ fn described(sandbox: &Value) -> (String, (Grade, String)) {
     (text("sessionId"), (grade, text("state")))
 }
 
-fn random_kills_of_anything(times: u32, vms: u64) {
+/// One vm in so many sandboxes, and a pool as the configuration file has it.
+fn random_kills_of_anything(times: u32, vms: u64, pool: &str) {
     let mut scene = Scene::new(vms);
     // What is kept from the first on is not left behind by the last.
     for grade in [Grade::Jail, Grade::Vm] {
@@ -322,22 +330,26 @@ fn random_kills_of_anything(times: u32, vms: u64) {
     scene.daemon.take().unwrap().kill();
     scene.daemon = Some(scene.host.daemon(None));
     assert!(scene.list().is_empty());
+    let usual = fs::read(scene.host.config()).unwrap();
     let before = scene.quiet_remainder();
     assert!(before.files.contains(&scene.host.runtime().join("firn.sock")));
+    scene.reconfigure(format!("[pool]\n{pool}\n").as_bytes());
     let _ = scene.create(Grade::Vm);
     for number in 1..=times {
         scene.round(number);
     }
+    // What waits in the pool is not taken over by who wants none.
+    scene.reconfigure(&usual);
     scene.end(&before);
 }
 
 #[test]
 fn a_few_random_kills_of_anything_leave_what_is_not_killed() {
-    random_kills_of_anything(20, 8);
+    random_kills_of_anything(20, 8, "vm = 0\njail = 1");
 }
 
 #[test]
 #[ignore = "takes minutes: make soak"]
 fn soak_random_kills_of_anything_leave_what_is_not_killed() {
-    random_kills_of_anything(300, 3);
+    random_kills_of_anything(300, 3, "vm = 1\njail = 1");
 }
