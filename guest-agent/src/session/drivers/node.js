@@ -240,5 +240,6 @@
   });
   socket.on('end', () => process.reallyExit(70));
   socket.on('error', () => process.reallyExit(70));
+  process.argv.splice(1);
   report('ready');
 })(Number(process.argv[1]), Number(process.argv[2]), require, process);
