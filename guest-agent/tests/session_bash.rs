@@ -15,8 +15,15 @@ fn state_lives_on() {
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
     assert_eq!(bash.run("printf hello").fine(), "hello");
-    assert_eq!(bash.run("x=5; f() { echo \"f $1\"; }; cd /usr; shopt -s nullglob; alias hi='echo hi'; a=(1 2)").fine(), "");
-    assert_eq!(bash.run("f $x; pwd; shopt nullglob; hi; echo ${a[1]}").fine(), "f 5\n/usr\nnullglob       \ton\nhi\n2\n");
+    assert_eq!(
+        bash.run("x=5; f() { echo \"f $1\"; }; cd /usr; shopt -s nullglob; alias hi='echo hi'; a=(1 2)")
+            .fine(),
+        ""
+    );
+    assert_eq!(
+        bash.run("f $x; pwd; shopt nullglob; hi; echo ${a[1]}").fine(),
+        "f 5\n/usr\nnullglob       \ton\nhi\n2\n"
+    );
     assert_eq!(bash.run("cat <<END\nx is $x\nEND").fine(), "x is 5\n");
     let done = bash.run("false");
     assert_eq!(done.kept(RunOutcome::Ok).ran().exit_code, 1);
@@ -48,7 +55,9 @@ fn code_that_cannot_be_read_is_an_error() {
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
     bash.run("x=1").fine();
-    for code in ["if true; then", "echo $((1 +", "echo 'open", "for", "}", "cat <<'END'\nx", "echo $(", "case x in"] {
+    for code in
+        ["if true; then", "echo $((1 +", "echo 'open", "for", "}", "cat <<'END'\nx", "echo $(", "case x in"]
+    {
         let done = bash.run(code);
         let ran = done.ran();
         assert!(!ran.state_lost, "{code}");
@@ -91,7 +100,15 @@ fn what_ends_a_command_does_not_end_the_session() {
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
     bash.run("x=1").fine();
-    for code in ["echo ${nope:?gone}; echo never", "set -u; echo $nope; echo never", "set +u; return 3", "exec nosuchprogram", "kill -INT $$; echo never", "break", "readonly r=1; r=2"] {
+    for code in [
+        "echo ${nope:?gone}; echo never",
+        "set -u; echo $nope; echo never",
+        "set +u; return 3",
+        "exec nosuchprogram",
+        "kill -INT $$; echo never",
+        "break",
+        "readonly r=1; r=2",
+    ] {
         let done = bash.run(code);
         assert!(!done.ran().state_lost, "{code} {done:?}");
         assert_eq!(done.out(), "", "{code}");
@@ -108,7 +125,13 @@ fn an_interrupt_keeps_the_state() {
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
     bash.run("x=1; f() { while :; do :; done; }").fine();
-    for code in ["x=2; echo on; sleep 1000; echo never", "echo on; while :; do sleep 1; done; echo never", "echo on; while :; do f; done", "echo on; (while :; do :; done)", "echo on; sleep 1000 | cat"] {
+    for code in [
+        "x=2; echo on; sleep 1000; echo never",
+        "echo on; while :; do sleep 1; done; echo never",
+        "echo on; while :; do f; done",
+        "echo on; (while :; do :; done)",
+        "echo on; sleep 1000 | cat",
+    ] {
         let asked = bash.asks(code);
         let id = bash.started(&asked, "on");
         assert_eq!(interrupt(&agent, "test", None), Some(asked.run));
@@ -175,7 +198,10 @@ fn a_background_process_is_no_ones_output_but_the_run_it_writes_in() {
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
     let fifo = format!("/tmp/firn-test-{}", agent.pid());
-    bash.run(format!("mkfifo {fifo}; (read x <{fifo}; echo late; echo done >{fifo}; sleep 1000) & disown; echo started")).kept(RunOutcome::Ok);
+    bash.run(format!(
+        "mkfifo {fifo}; (read x <{fifo}; echo late; echo done >{fifo}; sleep 1000) & disown; echo started"
+    ))
+    .kept(RunOutcome::Ok);
     // Between two runs.
     std::fs::write(&fifo, "go\n").unwrap();
     std::fs::read(&fifo).unwrap();
@@ -213,7 +239,8 @@ fn artifacts_are_told() {
     let mut bash = Session::new(&agent, Driver::Bash);
     let done = bash.run("echo hello > $FIRN_ARTIFACTS/note.txt; echo > $FIRN_ARTIFACTS/.hidden");
     let files = &done.ran().artifacts.as_ref().unwrap().files;
-    let names: Vec<_> = files.iter().map(|file| (file.name.as_os_str().to_str().unwrap(), file.size)).collect();
+    let names: Vec<_> =
+        files.iter().map(|file| (file.name.as_os_str().to_str().unwrap(), file.size)).collect();
     assert_eq!(names, [(".hidden", 1), ("note.txt", 6)]);
     assert_eq!(bash.run("echo $FIRN_ARTIFACTS/*").ran().artifacts, None);
     let done = bash.run("echo x > $FIRN_ARTIFACTS/x; kill -9 $$");

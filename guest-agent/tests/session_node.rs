@@ -15,7 +15,10 @@ fn state_lives_on_and_the_last_value_is_shown() {
     let agent = Agent::start();
     let mut node = Session::new(&agent, Driver::Node);
     assert_eq!(node.run("1+1").fine(), "2\n");
-    assert_eq!(node.run("const x = 41; let y = 'y'; var z = 1; function f() { return 'f' }; class C {}").fine(), "");
+    assert_eq!(
+        node.run("const x = 41; let y = 'y'; var z = 1; function f() { return 'f' }; class C {}").fine(),
+        ""
+    );
     assert_eq!(node.run("x + 1").fine(), "42\n");
     assert_eq!(node.run("[y, z, f(), typeof C]").fine(), "[ 'y', 1, 'f', 'function' ]\n");
     assert_eq!(node.run("{ a: 1 }").fine(), "{ a: 1 }\n");
@@ -62,7 +65,8 @@ fn errors_that_nobody_catches_are_told() {
     node.run("var x = 1").fine();
     let done = node.run("Promise.reject(new Error('rejected')); 1");
     assert!(done.kept(RunOutcome::Exception).err().contains("rejected"), "{}", done.err());
-    let done = node.run("setTimeout(() => { throw new Error('timer') }, 1); await new Promise(r => setTimeout(r, 50))");
+    let done = node
+        .run("setTimeout(() => { throw new Error('timer') }, 1); await new Promise(r => setTimeout(r, 50))");
     assert!(done.kept(RunOutcome::Exception).err().contains("Error: timer"), "{}", done.err());
     // Between two runs: the next tells.
     node.run("setTimeout(() => { throw new Error('late') }, 1); undefined").kept(RunOutcome::Ok);
@@ -77,7 +81,10 @@ fn an_exit_is_told_and_the_interpreter_started_again() {
     let mut node = Session::new(&agent, Driver::Node);
     for (code, outcome) in [
         ("console.log('last'); process.exit(4)", RunOutcome::Exited { code: 4 }),
-        ("console.log('last'); process.kill(process.pid, 'SIGKILL'); while (true);", RunOutcome::Killed { signal: 9 }),
+        (
+            "console.log('last'); process.kill(process.pid, 'SIGKILL'); while (true);",
+            RunOutcome::Killed { signal: 9 },
+        ),
         ("console.log('last'); process.abort()", RunOutcome::Killed { signal: 6 }),
     ] {
         node.run("var x = 1").fine();
@@ -94,7 +101,8 @@ fn an_interrupt_keeps_the_state() {
     let agent = Agent::start();
     let mut node = Session::new(&agent, Driver::Node);
     node.run("var x = 1").fine();
-    for code in ["x = 2; console.log('on'); while (true);", "console.log('on'); await new Promise(() => {})"] {
+    for code in ["x = 2; console.log('on'); while (true);", "console.log('on'); await new Promise(() => {})"]
+    {
         let asked = node.asks(code);
         let id = node.started(&asked, "on");
         assert_eq!(interrupt(&agent, "test", Some(5000)), Some(asked.run));
@@ -106,7 +114,8 @@ fn an_interrupt_keeps_the_state() {
     node.run_as(asked).kept(RunOutcome::TimedOut);
     assert_eq!(node.run("x").fine(), "2\n");
     // Behind an await nothing but the end of the interpreter interrupts a loop.
-    let asked = SessionRun { timeout_ms: Some(200), grace_ms: Some(200), ..node.asks("await 0; while (true);") };
+    let asked =
+        SessionRun { timeout_ms: Some(200), grace_ms: Some(200), ..node.asks("await 0; while (true);") };
     node.run_as(asked).lost(RunOutcome::TimedOut);
 }
 
@@ -118,7 +127,9 @@ fn children_write_to_the_streams_and_find_no_stdin() {
     let done = node.run("console.log('one'); require('child_process').execSync('echo two', { stdio: 'inherit' }); console.log('three')");
     assert_eq!(done.fine(), "one\ntwo\nthree\n");
     assert_eq!(node.run("require('fs').readFileSync(0).length").fine(), "0\n");
-    let done = node.run("process.stdout.write(Buffer.alloc(3000000)); process.stderr.write(Buffer.alloc(1000000)); undefined");
+    let done = node.run(
+        "process.stdout.write(Buffer.alloc(3000000)); process.stderr.write(Buffer.alloc(1000000)); undefined",
+    );
     done.fine();
     assert_eq!((done.stdout.len(), done.stderr.len()), (3_000_000, 1_000_000));
     let done = node.run(b"'h\xc3\xa4m \xff\0'");

@@ -40,7 +40,12 @@ fn an_exception_shows_the_users_frames_and_their_lines() {
     let done = python.run("x = 7\nf()");
     done.kept(RunOutcome::Exception);
     let err = done.err();
-    assert!(err.starts_with("Traceback (most recent call last):\n  File \"<cell 2>\", line 2, in <module>\n    f()\n"), "{err}");
+    assert!(
+        err.starts_with(
+            "Traceback (most recent call last):\n  File \"<cell 2>\", line 2, in <module>\n    f()\n"
+        ),
+        "{err}"
+    );
     assert!(err.contains("File \"<cell 1>\", line 2, in f\n    raise ValueError('boom')\n"), "{err}");
     assert!(err.ends_with("ValueError: boom\n"), "{err}");
     assert!(!err.contains("firn"), "{err}");
@@ -58,8 +63,10 @@ fn children_write_to_the_streams_and_find_no_stdin() {
     need!(Driver::Python);
     let agent = Agent::start();
     let mut python = Session::new(&agent, Driver::Python);
-    let done = python.run("import os, subprocess\nprint('one')\nr = os.system('echo two; echo three >&2')\n\
-         print('four')\nr = subprocess.run(['sh', '-c', 'echo five'])");
+    let done = python.run(
+        "import os, subprocess\nprint('one')\nr = os.system('echo two; echo three >&2')\n\
+         print('four')\nr = subprocess.run(['sh', '-c', 'echo five'])",
+    );
     assert_eq!(done.fine(), "one\ntwo\nfour\nfive\n");
     assert_eq!(done.err(), "three\n");
     assert_eq!(python.run("subprocess.run(['cat']).returncode").fine(), "0\n");
@@ -73,7 +80,8 @@ fn stdout_and_stderr_come_in_the_order_in_which_they_were_written() {
     need!(Driver::Python);
     let agent = Agent::start();
     let mut python = Session::new(&agent, Driver::Python);
-    let done = python.run("import sys\nfor n in range(200):\n    print(n, file=sys.stderr if n % 3 else sys.stdout)");
+    let done = python
+        .run("import sys\nfor n in range(200):\n    print(n, file=sys.stderr if n % 3 else sys.stdout)");
     let wanted: String = (0..200).map(|n| format!("{n}\n")).collect();
     assert_eq!(String::from_utf8(done.output).unwrap(), wanted);
     let done = python.run("print('before'); 1/0");
@@ -159,7 +167,10 @@ fn a_timeout_ends_a_run_and_more_than_that_only_if_it_must() {
     let asked = timed(python.asks("while True: pass"));
     assert_eq!(python.run_as(asked).kept(RunOutcome::TimedOut).ran().exit_code, 124);
     assert_eq!(python.run("x").fine(), "1\n");
-    let asked = timed(python.asks("import time\nwhile True:\n  try: time.sleep(100)\n  except KeyboardInterrupt: print('no')"));
+    let asked =
+        timed(python.asks(
+            "import time\nwhile True:\n  try: time.sleep(100)\n  except KeyboardInterrupt: print('no')",
+        ));
     let done = python.run_as(asked);
     assert!(done.lost(RunOutcome::TimedOut).out().starts_with("no\n"));
     python.run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)").kept(RunOutcome::Ok);
@@ -175,11 +186,15 @@ fn code_that_takes_the_streams_away_does_not_take_the_session_away() {
     let mut python = Session::new(&agent, Driver::Python);
     python.run("import os; x = 1; os.closerange(0, 1024)").kept(RunOutcome::Ok);
     assert_eq!(python.run("print(x)").fine(), "1\n");
-    python.run("import os\nf = os.open('/dev/null', os.O_RDWR)\nfor n in range(0, 1024):\n    os.dup2(f, n)").kept(RunOutcome::Ok);
+    python
+        .run("import os\nf = os.open('/dev/null', os.O_RDWR)\nfor n in range(0, 1024):\n    os.dup2(f, n)")
+        .kept(RunOutcome::Ok);
     // The code has arranged for its output to go nowhere.
     assert_eq!(python.run("print(x)").fine(), "");
     let mut python = Session::create(&agent, creation("other", Driver::Python));
-    python.run("import sys, io; kept = sys.stdout; sys.stdout = io.StringIO(); sys.stderr = None").kept(RunOutcome::Ok);
+    python
+        .run("import sys, io; kept = sys.stdout; sys.stdout = io.StringIO(); sys.stderr = None")
+        .kept(RunOutcome::Ok);
     assert_eq!(python.run("print('away'); 1").fine(), "");
     python.run("1/0").kept(RunOutcome::Exception);
     assert_eq!(python.run("sys.stdout = kept; print('back')").fine(), "back\n");
@@ -222,7 +237,14 @@ fn a_background_process_holds_nothing_up() {
     let done = python.run("import subprocess\np = subprocess.Popen(['sh', '-c', 'read x; echo between; sleep 1000'], stdin=subprocess.PIPE)\nprint('started')");
     assert_eq!(done.fine(), "started\n");
     assert_eq!(python.run("p.poll()").fine(), "");
-    let pid: u32 = python.run("p.stdin.write(b'\\n'); p.stdin.flush(); print(p.pid)").out().lines().next().unwrap().parse().unwrap();
+    let pid: u32 = python
+        .run("p.stdin.write(b'\\n'); p.stdin.flush(); print(p.pid)")
+        .out()
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(lives(pid));
     close(&agent, "test");
     assert!(!lives(pid));
@@ -259,7 +281,8 @@ fn artifacts_are_told() {
     assert_eq!(std::fs::read(&path).unwrap(), b"12345");
     let next = python.run("d != os.environ['FIRN_ARTIFACTS'], os.listdir(os.environ['FIRN_ARTIFACTS'])");
     assert_eq!(next.fine(), "(True, [])\n");
-    let many = python.run("for n in range(300): open(os.environ['FIRN_ARTIFACTS'] + '/%d.txt' % n, 'w').close()");
+    let many =
+        python.run("for n in range(300): open(os.environ['FIRN_ARTIFACTS'] + '/%d.txt' % n, 'w').close()");
     let many = many.ran().artifacts.clone().unwrap();
     assert_eq!((many.files.len(), many.truncated), (MAX_ARTIFACTS, true));
     close(&agent, "test");

@@ -68,7 +68,8 @@ fn a_run_whose_connection_breaks_goes_on_and_is_nobodys() {
     need!(Driver::Bash);
     let agent = Agent::start();
     let mut bash = Session::new(&agent, Driver::Bash);
-    let asked = bash.asks("echo on; sleep 0.3; head -c 1000000 /dev/zero; x=1; exit_code() { return 7; }; exit_code");
+    let asked =
+        bash.asks("echo on; sleep 0.3; head -c 1000000 /dev/zero; x=1; exit_code() { return 7; }; exit_code");
     bash.started(&asked, "on");
     // Another waits behind it, and its connection breaks too.
     let mut waiting = bash.another(&agent, 50);
@@ -133,7 +134,12 @@ fn eight_sessions_at_once() {
     need!(Driver::Bash);
     let agent = Agent::start();
     let mut all: Vec<_> = (0..8)
-        .map(|n| Session::create(&agent, creation(&format!("s{n}"), if n % 2 == 0 { Driver::Python } else { Driver::Bash })))
+        .map(|n| {
+            Session::create(
+                &agent,
+                creation(&format!("s{n}"), if n % 2 == 0 { Driver::Python } else { Driver::Bash }),
+            )
+        })
         .collect();
     for round in 0..5 {
         let started: Vec<_> = all
@@ -176,12 +182,23 @@ fn what_makes_no_sense_is_refused() {
     let target = SessionTarget { session: "other".into() };
     assert_eq!(refusal(&mut host, &Request::SessionClose(target)), FailureCode::NotFound);
     for (broken, reason) in [
-        (SessionCreate { argv: vec!["nosuchprogram".into()], ..creation("a", Driver::Bash) }, NotStartedReason::NotFound),
-        (SessionCreate { cwd: Some("/nosuch".into()), ..creation("a", Driver::Bash) }, NotStartedReason::BadWorkingDirectory),
-        (SessionCreate { argv: vec!["true".into()], ..creation("a", Driver::Python) }, NotStartedReason::Other),
+        (
+            SessionCreate { argv: vec!["nosuchprogram".into()], ..creation("a", Driver::Bash) },
+            NotStartedReason::NotFound,
+        ),
+        (
+            SessionCreate { cwd: Some("/nosuch".into()), ..creation("a", Driver::Bash) },
+            NotStartedReason::BadWorkingDirectory,
+        ),
+        (
+            SessionCreate { argv: vec!["true".into()], ..creation("a", Driver::Python) },
+            NotStartedReason::Other,
+        ),
     ] {
         match host.ask(&create(broken)) {
-            Reply::NotStarted(not_started) => assert_eq!(not_started.reason, reason, "{}", not_started.message),
+            Reply::NotStarted(not_started) => {
+                assert_eq!(not_started.reason, reason, "{}", not_started.message)
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -226,7 +243,7 @@ fn code_of_any_length_up_to_the_limit() {
         let mut session = Session::new(&agent, driver);
         let comment = if driver == Driver::Node { "//" } else { "#" };
         let line = format!("{comment} {}\n", "x".repeat(97));
-        let code = line.repeat(3 << 20 >> 6) .chars().take(3 << 20).collect::<String>();
+        let code = line.repeat(3 << 20 >> 6).chars().take(3 << 20).collect::<String>();
         let code = format!("{}\n{}", &code[..code.rfind('\n').unwrap()], print(driver, "end"));
         // A part with the request, the rest behind it as far as credit goes.
         let (now, later) = code.as_bytes().split_at(1000);
@@ -257,7 +274,10 @@ fn stdin_is_read_and_ends() {
     for (driver, code) in [
         (Driver::Python, "a = input(); print('got', a)\nimport sys; print(repr(sys.stdin.read()))"),
         (Driver::Bash, "read a; echo got $a; printf \"'%s'\" \"$(cat)\""),
-        (Driver::Node, "var [a, ...rest] = require('fs').readFileSync(0, 'utf8').split('\\n'); console.log('got', a); console.log(`'${rest}'`)"),
+        (
+            Driver::Node,
+            "var [a, ...rest] = require('fs').readFileSync(0, 'utf8').split('\\n'); console.log('got', a); console.log(`'${rest}'`)",
+        ),
     ] {
         need!(driver);
         let agent = Agent::start();

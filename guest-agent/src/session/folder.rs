@@ -9,8 +9,8 @@ use crate::agent::Agent;
 use crate::connection::Connection;
 use crate::{files, worker};
 use firn_protocol::{
-    Artifact, Artifacts, FileKind, FileList, FileRemove, FileTarget, MAX_ARTIFACT_RUNS, MAX_ARTIFACTS, Reply, Request,
-    Text,
+    Artifact, Artifacts, FileKind, FileList, FileRemove, FileTarget, MAX_ARTIFACT_RUNS, MAX_ARTIFACTS, Reply,
+    Request, Text,
 };
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -179,9 +179,8 @@ pub(super) async fn clear(folders: &RefCell<Folders>, agent: &Rc<Agent>) {
         let used = std::mem::take(&mut folders.used);
         let all = used.into_iter().chain(current);
         // One that is empty needs no worker.
-        let full = all.filter(|name| {
-            unlinkat(&folders.base.folder, name.as_str(), UnlinkatFlags::RemoveDir).is_err()
-        });
+        let full = all
+            .filter(|name| unlinkat(&folders.base.folder, name.as_str(), UnlinkatFlags::RemoveDir).is_err());
         full.map(|name| folders.path(&name)).collect()
     };
     for path in all {
@@ -206,7 +205,8 @@ async fn work(agent: &Rc<Agent>, request: Request) -> Reply {
 
 /// What is in a file, by its name.
 fn media_type(name: &[u8]) -> &'static str {
-    let extension = name.iter().rposition(|byte| *byte == b'.').map(|dot| name[dot + 1..].to_ascii_lowercase());
+    let extension =
+        name.iter().rposition(|byte| *byte == b'.').map(|dot| name[dot + 1..].to_ascii_lowercase());
     match extension.as_deref() {
         Some(b"png") => "image/png",
         Some(b"jpg" | b"jpeg") => "image/jpeg",

@@ -16,7 +16,8 @@
 
 use crate::agent::Agent;
 use crate::exec::{
-    Beyond, Command, Ended, Order, Output, Report, Stage, StartFailure, Stdio, Streams, Supervised, not_started,
+    Beyond, Command, Ended, Order, Output, Report, Stage, StartFailure, Stdio, Streams, Supervised,
+    not_started,
 };
 use crate::sys;
 use bytes::{Buf as _, BytesMut};
@@ -124,9 +125,7 @@ pub(super) struct Interpreter {
 impl Interpreter {
     /// Starts one. It is of use when it has said that it is ready.
     pub(super) fn start(agent: &Rc<Agent>, create: &SessionCreate) -> Result<Interpreter, NotStarted> {
-        let failed = |errno: Errno| {
-            not_started(StartFailure { stage: Stage::Stdio, errno: errno as i32 })
-        };
+        let failed = |errno: Errno| not_started(StartFailure { stage: Stage::Stdio, errno: errno as i32 });
         let io_failed = |error: io::Error| failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
         let first = first_number().map_err(failed)?;
         let exec = exec(create, first);
@@ -328,7 +327,9 @@ fn driver_text(driver: Driver, first: RawFd) -> BytesMut {
 
 /// The line behind the code of a run, for bash: see its driver.
 fn next_of_bash(Tag { run, nonce }: Tag, reports: RawFd) -> String {
-    format!("\\builtin printf 'done {run} {nonce} interrupted 130 1' >&{reports}; \\builtin eval \"$__firn\"\n")
+    format!(
+        "\\builtin printf 'done {run} {nonce} interrupted 130 1' >&{reports}; \\builtin eval \"$__firn\"\n"
+    )
 }
 
 /// A report, if it is one.
@@ -370,7 +371,6 @@ pub(super) fn resident_bytes(pid: u32) -> u64 {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
     pages.unwrap_or(0).saturating_mul(page.unsigned_abs())
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -295,7 +295,10 @@ impl Life<'_> {
             let mut state = self.session.state.borrow_mut();
             state.runs += 1;
             state.used_ms = uptime_ms();
-            self.session.create.max_output_bytes.map_or(u64::MAX, |most| most.saturating_sub(state.output_bytes))
+            self.session
+                .create
+                .max_output_bytes
+                .map_or(u64::MAX, |most| most.saturating_sub(state.output_bytes))
         };
         run.tell(&Event::RunStarted { run: run.tag.run, pid: interpreter.pid });
         if let Some(nul) = nul
@@ -439,7 +442,9 @@ impl Course<'_> {
                     let (kind, chunk) = (output.kind, output.chunk);
                     let mut cx = Context::from_waker(std::task::Waker::noop());
                     let read = |room: &mut [u8]| output.poll_read(&mut cx, room);
-                    let Poll::Ready(read @ 1..) = self.run.add(kind, chunk, &mut self.budget, read) else { break };
+                    let Poll::Ready(read @ 1..) = self.run.add(kind, chunk, &mut self.budget, read) else {
+                        break;
+                    };
                     *written += read as u64;
                 } else if self.session.is_closing() {
                     return;
@@ -509,7 +514,9 @@ fn said_outcome(outcome: Outcome, code: i32, cause: Option<Cause>) -> (RunOutcom
             (RunOutcome::Interrupted, 130)
         }
         // A shell goes on when what it waited for was interrupted, and then has nothing to go on with.
-        (Outcome::Ok, Some(Cause::Interrupt | Cause::Closing)) if code > 128 => (RunOutcome::Interrupted, 130),
+        (Outcome::Ok, Some(Cause::Interrupt | Cause::Closing)) if code > 128 => {
+            (RunOutcome::Interrupted, 130)
+        }
         (Outcome::Ok, _) => (RunOutcome::Ok, code),
         (Outcome::Exception | Outcome::Interrupted, None) => (RunOutcome::Exception, code),
         (Outcome::Exited, _) => (RunOutcome::Exited { code }, code),

@@ -18,8 +18,8 @@ use crate::agent::Agent;
 use crate::connection::{Connection, ConnectionError, failure};
 use crate::exec::Input;
 use firn_protocol::{
-    FailureCode, MAX_CODE, MAX_QUEUED_RUNS, MAX_SESSION_NAME, MAX_SESSIONS, NotStarted, NotStartedReason, Ran,
-    Reply, RequestId, SessionCreate, SessionInfo, SessionInterrupt, SessionRun, Stdin,
+    FailureCode, MAX_CODE, MAX_QUEUED_RUNS, MAX_SESSION_NAME, MAX_SESSIONS, NotStarted, NotStartedReason,
+    Ran, Reply, RequestId, SessionCreate, SessionInfo, SessionInterrupt, SessionRun, Stdin,
 };
 use folder::{Base, Folders};
 use nix::time::ClockId;

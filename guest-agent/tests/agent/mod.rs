@@ -309,7 +309,9 @@ impl Host {
                     Event::StdinCredit { bytes } => credit += bytes as usize,
                     Event::StdinClosed => run.stdin_closed = true,
                     Event::Skipped { .. } => {}
-                    event @ (Event::Attached { .. } | Event::RunStarted { .. } | Event::OutputCut { .. }) => panic!("{event:?}"),
+                    event @ (Event::Attached { .. } | Event::RunStarted { .. } | Event::OutputCut { .. }) => {
+                        panic!("{event:?}")
+                    }
                 },
                 Kind::Reply => {
                     run.reply = frame.message().unwrap();

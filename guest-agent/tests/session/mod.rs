@@ -17,7 +17,10 @@ pub(crate) fn is_there(driver: Driver) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
-        eprintln!("skipped: there is no {program}");
+        #[allow(clippy::print_stderr, reason = "whoever runs the tests is to know")]
+        {
+            eprintln!("skipped: there is no {program}");
+        }
     }
     found
 }
@@ -171,8 +174,13 @@ impl Session {
     /// Takes what comes to the end of a run.
     #[track_caller]
     pub(crate) fn finish(&mut self, id: RequestId, run: u64) -> Done {
-        let mut done =
-            Done { stdout: Vec::new(), stderr: Vec::new(), output: Vec::new(), cut: None, reply: Reply::Pong };
+        let mut done = Done {
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            output: Vec::new(),
+            cut: None,
+            reply: Reply::Pong,
+        };
         let mut started = std::mem::take(&mut self.begun);
         loop {
             let frame = self.host.frame().expect("the connection lasts");
