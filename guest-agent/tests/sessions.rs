@@ -403,6 +403,7 @@ fn soak_a_thousand_runs_do_not_grow() {
         let after = memory();
         assert!(after.0 < before.0 + (1 << 20), "the agent: {before:?} {after:?}");
         assert!(after.1 < before.1 + (16 << 20), "{driver:?}: {before:?} {after:?}");
-        assert_eq!(open(), descriptors);
+        // Connections that have just been closed may still be there.
+        eventually("no more descriptors are open", || open() <= descriptors);
     }
 }

@@ -13,6 +13,8 @@ mod exec;
 mod files;
 #[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod inspection;
+#[allow(dead_code, reason = "for what offers sessions")]
+mod session;
 pub(crate) mod vsock;
 mod words;
 

@@ -7,6 +7,7 @@
 mod attacks;
 mod files;
 mod kept;
+mod session;
 
 use super::{Connection, ExecEvent, GuestError, Running};
 use attacks::Phase::{Configuring, Over, Running as Runs, ShuttingDown, Starting};
