@@ -15,6 +15,7 @@ mod grade;
 mod host;
 mod peer;
 mod process;
+mod terminal;
 
 pub use chance::Chance;
 pub use daemon::Daemon;
@@ -23,3 +24,4 @@ pub use grade::Grade;
 pub use host::{Host, binaries};
 pub use peer::{Peer, connect, exec};
 pub use process::{Bystander, Process, descendants, descendants_of};
+pub use terminal::Terminal;

@@ -229,8 +229,9 @@ impl Running {
             Reply::Exited(exited) if !self.role.is_run() && self.is_possible(&exited) => {
                 Ok(ExecEvent::Exited(exited))
             }
-            // One that was taken from the queue has ended without having started.
-            Reply::Ran(ran) if self.role == Role::Run(ran.run) && self.can_have_timed_out(&ran) => {
+            Reply::Ran(ran)
+                if self.started && self.role == Role::Run(ran.run) && self.can_have_timed_out(&ran) =>
+            {
                 super::session::checked(*ran, DURING).map(ExecEvent::Ran)
             }
             Reply::NotStarted(NotStarted { reason, message }) if !self.started => {

@@ -62,8 +62,9 @@ impl Connection {
     pub(crate) async fn interrupt(&mut self, asked: SessionInterrupt) -> Result<Option<u64>, GuestError> {
         let during = "an interrupt";
         self.need(SESSIONS)?;
+        let wanted = asked.run;
         match self.ask(Request::SessionInterrupt(asked), during, ANSWER_PATIENCE).await? {
-            Reply::Interrupted { run } => Ok(run),
+            Reply::Interrupted { run } if wanted.is_none() || run.is_none() || run == wanted => Ok(run),
             other => Err(wrong_reply(during, &other)),
         }
     }
@@ -109,10 +110,20 @@ pub(super) fn checked(ran: Ran, during: &'static str) -> Result<Box<Ran>, GuestE
     if !possible || !(0..=255).contains(&ran.exit_code) {
         return Err(absurd(during, "a run with an impossible end"));
     }
-    match &ran.artifacts {
-        Some(Artifacts { files, .. }) if files.len() > MAX_ARTIFACTS => {
-            Err(absurd(during, "more files than there may be"))
-        }
-        _ => Ok(Box::new(ran)),
+    if ran.artifacts.as_ref().is_some_and(|artifacts| !can_be_fetched(artifacts)) {
+        return Err(absurd(during, "files that cannot be"));
     }
+    Ok(Box::new(ran))
+}
+
+/// Whether these are files that can be asked for and shown.
+fn can_be_fetched(artifacts: &Artifacts) -> bool {
+    let is_type = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'+' | b'-');
+    artifacts.folder.as_path().is_absolute()
+        && artifacts.files.len() <= MAX_ARTIFACTS
+        && artifacts.files.iter().all(|file| {
+            let name = file.name.as_bytes();
+            let plain = !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') && !name.contains(&0);
+            plain && name.len() <= 255 && file.media_type.len() <= 100 && file.media_type.bytes().all(is_type)
+        })
 }

@@ -9,7 +9,8 @@
 (function drive(orders, reports, require, process) {
   const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
   const { writeSync, readdirSync, openSync, closeSync } = fs;
-  const { inspect } = util, { Script } = vm, { setImmediate, Buffer, Error } = globalThis;
+  const { inspect } = util, { Script } = vm;
+  const { setImmediate, setTimeout, clearTimeout, Buffer, Error } = globalThis;
   const out = process.stdout, err = process.stderr, env = process.env;
   const sayOut = out.write.bind(out), sayErr = err.write.bind(err);
   const dynamic = vm.constants && vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER;
@@ -66,14 +67,16 @@
 
   // ---- Code -------------------------------------------------------------------------------
 
-  // With `await`: as node's own prompt does it, which declares what the code declares for later runs too.
+  // With `await`: as node's own prompt does it, which declares what the code declares for later runs too. A
+  // loop in it cannot be interrupted: that would leave a moment behind in which the signal ends node, and
+  // what is awaited is what is interrupted as a rule.
   function asPrompt(code, name, settle) {
     const stream = require('stream');
     if (repl === null) {
       repl = new (require('repl').REPLServer)({
         input: new stream.PassThrough(),
         output: new stream.Writable({ write(chunk, encoding, done) { done(); } }),
-        prompt: '', terminal: false, useGlobal: true, breakEvalOnSigint: true,
+        prompt: '', terminal: false, useGlobal: true,
       });
       if (repl._domain) {
         repl._domain.removeAllListeners('error');
@@ -89,7 +92,6 @@
       settle(error === null || error === undefined ? { value } : { error });
     };
     repl.eval(code, globalThis, name, finish);
-    listen();
   }
 
   function compile(code, name) {
@@ -150,6 +152,7 @@
       mine.settle = null;
       listen();
       let outcome = 'ok';
+      if ('error' in end && isInterrupt(end.error)) mend();
       if ('error' in end) {
         outcome = isInterrupt(end.error) ? 'interrupted' : 'exception';
         tell(end.error);
@@ -176,12 +179,27 @@
     evaluate(code, settle);
   }
 
-  // Pipes take what is written at once, unless the code has arranged otherwise.
+  // Pipes take what is written at once, unless the code has arranged otherwise. What it has broken is not
+  // waited for long.
   function flushed(then) {
-    let open = 2;
-    const one = () => { if (--open === 0) then(); };
+    let open = 2, timer = null;
+    const one = () => {
+      if (--open !== 0) return;
+      if (timer !== null) clearTimeout(timer);
+      then();
+    };
     for (const stream of [out, err]) {
       if (stream.writableLength > 0 && !stream.destroyed) stream.write('', one); else one();
+    }
+    if (open > 0) timer = setTimeout(() => { open = 1; one(); }, 1000);
+  }
+
+  // A script that is interrupted while it writes leaves its stream in the middle of that, for ever.
+  function mend() {
+    for (const { _writableState: state } of [out, err]) {
+      try {
+        if (state.writing && typeof state.onwrite === 'function') state.onwrite();
+      } catch (_) { /* It stays broken. */ }
     }
   }
 
@@ -240,5 +258,6 @@
   });
   socket.on('end', () => process.reallyExit(70));
   socket.on('error', () => process.reallyExit(70));
+  process.argv.splice(1);
   report('ready');
 })(Number(process.argv[1]), Number(process.argv[2]), require, process);

@@ -284,6 +284,7 @@ mod tests {
 
     fn outcome() -> Outcome {
         Outcome {
+            run: None,
             exit_code: 0,
             signal: None,
             timed_out: false,

@@ -17,7 +17,7 @@ pub(super) fn wants_more(interpreter: Interpreter, text: &str) -> bool {
     }
     match interpreter {
         Interpreter::Python => {
-            is_open(text, '#', &["\"\"\"", "'''"]) || text.lines().any(|line| opens_block(line))
+            is_open(text, '#', &["\"\"\"", "'''"]) || text.lines().any(opens_block)
         }
         Interpreter::Node => is_open(text, '/', &["`"]),
         Interpreter::Bash => opened_by_words(text) > 0 || is_open(text, '#', &["\"", "'"]),
