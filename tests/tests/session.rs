@@ -50,7 +50,7 @@ const PYTHON: &[Row] = &[
     ("import os; os.system('echo hi'); None", "hi\\n", "", 0, State::Kept),
     ("import subprocess; subprocess.run(['echo', 'hi']); None", "hi\\n", "", 0, State::Kept),
     ("input()", "", "EOFError: EOF when reading a line\\n", 1, State::Kept),
-    ("raise KeyboardInterrupt", "", "KeyboardInterrupt\\n", 1, State::Kept),
+    ("raise KeyboardInterrupt", "", "KeyboardInterrupt\\n", 130, State::Kept),
     ("import sys; sys.stdout = None", "", "", 0, State::Kept),
     ("print('back')", "back\\n", "", 0, State::Kept),
     ("import os; os.write(1, b'raw'); os.write(2, b'err'); None", "raw", "err", 0, State::Kept),
@@ -149,7 +149,7 @@ fn a_timeout_and_an_interrupt_leave_the_session_as_it_is(grade: Grade) {
         host.firn(&["session", "interrupt", language]).finish().expect(0);
         firn_tests::collect(running).expect(130);
         host.firn(&["session", "interrupt", language]).finish().expect(1);
-        assert_eq!(run(&host, language, recall).finish().expect(0).text(), "42\\n".replace("\\n", "\n"));
+        assert_eq!(run(&host, language, recall).finish().expect(0).text(), "42\n");
     }
     close_all(&host);
 }
@@ -203,7 +203,7 @@ fn sessions_are_bound_to_what_they_were_made_with(grade: Grade) {
         let bad = host.firn(&["session", "create", "--env", "python", "--name", bad]).finish().expect(1);
         assert!(bad.stderr.contains("is no name of a session"), "{}", bad.stderr);
     }
-    let host_only = host.firn(&["session", "run", "--env", "host", "1"]).finish().expect(125);
+    let host_only = host.firn(&["session", "run", "--env", "host", "1"]).finish().expect(2);
     assert!(host_only.stderr.contains("does not support sessions"), "{}", host_only.stderr);
     close_all(&host);
 }

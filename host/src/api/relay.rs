@@ -258,6 +258,10 @@ pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, a
         Some(session) => evaluate_in(service, peer, line, &session, asked).await,
         None => {
             let sandbox = asked.sandbox.clone().unwrap_or_default();
+            if let Err(error) = service.manager().check_code(&sandbox) {
+                line.notice(&Notice::Failed { refusal: service.refuse(&error), console: None });
+                return close(&service, line).await;
+            }
             let Some(handle) = come_up(&service, &peer, &mut line, &sandbox, Life::Ephemeral).await else {
                 return;
             };

@@ -213,6 +213,11 @@ impl Manager {
         }
     }
 
+    /// Whether code can be run in such a sandbox, before there is one.
+    pub(crate) fn check_code(&self, sandbox: &CreateRequest) -> Result<(), OperationError> {
+        interpreter_of(environment_of(sandbox)).map(drop)
+    }
+
     async fn make_session(
         &self,
         name: &str,
