@@ -285,6 +285,9 @@ fn artifacts_are_told() {
         python.run("for n in range(300): open(os.environ['FIRN_ARTIFACTS'] + '/%d.txt' % n, 'w').close()");
     let many = many.ran().artifacts.clone().unwrap();
     assert_eq!((many.files.len(), many.truncated), (MAX_ARTIFACTS, true));
+    let base = artifacts.folder.as_path().parent().unwrap().to_owned();
+    assert!(base.exists());
     close(&agent, "test");
     assert!(!path.exists());
+    eventually("the agent's own folder is gone", || !base.exists());
 }
