@@ -138,7 +138,7 @@ fn an_interrupt_keeps_the_state() {
     let mut python = Session::new(&agent, Driver::Python);
     python.run("x = 1").fine();
     for code in [
-        "print('on'); x = 2\nwhile True: pass",
+        "x = 2; print('on')\nwhile True: pass",
         "print('on')\nimport time; time.sleep(1000)",
         "print('on')\nimport subprocess; subprocess.run(['sleep', '1000'])",
         "print('on')\nimport asyncio; await asyncio.sleep(1000)",
