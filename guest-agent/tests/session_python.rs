@@ -138,7 +138,7 @@ fn an_interrupt_keeps_the_state() {
     let mut python = Session::new(&agent, Driver::Python);
     python.run("x = 1").fine();
     for code in [
-        "print('on'); x = 2\nwhile True: pass",
+        "x = 2; print('on')\nwhile True: pass",
         "print('on')\nimport time; time.sleep(1000)",
         "print('on')\nimport subprocess; subprocess.run(['sleep', '1000'])",
         "print('on')\nimport asyncio; await asyncio.sleep(1000)",
@@ -285,6 +285,9 @@ fn artifacts_are_told() {
         python.run("for n in range(300): open(os.environ['FIRN_ARTIFACTS'] + '/%d.txt' % n, 'w').close()");
     let many = many.ran().artifacts.clone().unwrap();
     assert_eq!((many.files.len(), many.truncated), (MAX_ARTIFACTS, true));
+    let base = artifacts.folder.as_path().parent().unwrap().to_owned();
+    assert!(base.exists());
     close(&agent, "test");
     assert!(!path.exists());
+    eventually("the agent's own folder is gone", || !base.exists());
 }

@@ -47,6 +47,7 @@ fn a_session_outlives_its_connection() {
         let mut first = Session::new(&agent, driver);
         first.run(print(driver, "one")).fine();
         let pid = info(&agent, "test").pid.unwrap();
+        assert!(lives(pid));
         let mut second = first.another(&agent, 10);
         drop(first);
         assert_eq!(second.run(print(driver, "two")).fine(), "two\n");

@@ -59,6 +59,13 @@ impl Base {
     }
 }
 
+impl Drop for Base {
+    fn drop(&mut self) {
+        // Only if it is empty, as it is when all sessions have been closed.
+        let _ = unlinkat(nix::fcntl::AT_FDCWD, self.path.as_str(), UnlinkatFlags::RemoveDir);
+    }
+}
+
 /// A session's folders.
 pub(super) struct Folders {
     base: Rc<Base>,

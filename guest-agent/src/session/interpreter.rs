@@ -201,6 +201,13 @@ impl Interpreter {
     /// What is heard next. Sends what waits meanwhile.
     pub(super) fn poll_heard(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
         self.poll_send(cx);
+        if self.pid == 0 {
+            // The driver may be quicker to speak than its supervisor.
+            match ready!(self.poll_supervisor(cx)) {
+                None => {}
+                Some(end) => return Poll::Ready(end),
+            }
+        }
         // What it said before it ended comes first.
         loop {
             match self.poll_said(cx) {
@@ -216,16 +223,23 @@ impl Interpreter {
             }
         }
         loop {
-            return match ready!(self.supervised.poll_report(cx)) {
-                Some(Report::Started { pid }) => {
-                    self.pid = pid.unsigned_abs();
-                    continue;
-                }
-                Some(Report::Ended(ended)) => Poll::Ready(Heard::Ended(ended)),
-                Some(Report::Failed(failure)) => Poll::Ready(Heard::Failed(failure)),
-                None => Poll::Ready(Heard::Vanished),
-            };
+            if let Some(end) = ready!(self.poll_supervisor(cx)) {
+                return Poll::Ready(end);
+            }
         }
+    }
+
+    /// What its supervisor says. `None`: that it runs.
+    fn poll_supervisor(&mut self, cx: &mut Context<'_>) -> Poll<Option<Heard>> {
+        Poll::Ready(match ready!(self.supervised.poll_report(cx)) {
+            Some(Report::Started { pid }) => {
+                self.pid = pid.unsigned_abs();
+                None
+            }
+            Some(Report::Ended(ended)) => Some(Heard::Ended(ended)),
+            Some(Report::Failed(failure)) => Some(Heard::Failed(failure)),
+            None => Some(Heard::Vanished),
+        })
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) {

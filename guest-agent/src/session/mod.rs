@@ -27,7 +27,7 @@ use run::{Part, Run, RunStdin, cancelled};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -38,7 +38,8 @@ const REMEMBERED: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Sessions {
     all: RefCell<BTreeMap<String, Rc<Session>>>,
-    base: RefCell<Option<Rc<Base>>>,
+    /// Where runs leave files, as long as there are sessions.
+    base: RefCell<Weak<Base>>,
     /// How many there have been.
     made: Cell<u64>,
     /// How many runs there have been, and what makes nonces of that.
@@ -167,12 +168,11 @@ impl Sessions {
     }
 
     fn base(&self) -> Result<Rc<Base>, nix::errno::Errno> {
-        let mut base = self.base.borrow_mut();
-        if let Some(base) = &*base {
-            return Ok(Rc::clone(base));
+        if let Some(base) = self.base.borrow().upgrade() {
+            return Ok(base);
         }
         let made = Rc::new(Base::make()?);
-        *base = Some(Rc::clone(&made));
+        *self.base.borrow_mut() = Rc::downgrade(&made);
         Ok(made)
     }
 
