@@ -51,8 +51,8 @@ const PYTHON: &[Row] = &[
     ("import subprocess; subprocess.run(['echo', 'hi']); None", "hi\\n", "", 0, State::Kept),
     ("input()", "", "EOFError: EOF when reading a line\\n", 1, State::Kept),
     ("raise KeyboardInterrupt", "", "KeyboardInterrupt\\n", 130, State::Kept),
-    ("import sys; sys.stdout = None", "", "", 0, State::Kept),
-    ("print('back')", "back\\n", "", 0, State::Kept),
+    ("import sys, io; sys.stdout = sys.stderr = io.StringIO()", "", "", 0, State::Kept),
+    ("sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__; print('back')", "back\\n", "", 0, State::Kept),
     ("import os; os.write(1, b'raw'); os.write(2, b'err'); None", "raw", "err", 0, State::Kept),
     (
         "import os\\nfor fd in range(1024):\\n  try: os.close(fd)\\n  except OSError: pass",
