@@ -59,7 +59,9 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// Whether a daemon may be started when none listens there.
     pub(crate) autostart: Autostart,
-    /// What the configuration file says.
+    /// The configuration file, be it there or not. Known to the daemon only.
+    pub(crate) file: Option<PathBuf>,
+    /// What it says.
     pub(crate) settings: Settings,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
@@ -282,6 +284,7 @@ impl Config {
             state_dir,
             socket,
             autostart,
+            file: None,
             settings: Settings::default(),
             programs,
         })
@@ -290,14 +293,17 @@ impl Config {
     /// Reads the environment and the configuration file: what the daemon needs, and only it.
     pub(crate) fn of_daemon() -> Result<Config, ConfigError> {
         let config = Config::read()?;
-        let settings = match folder("FIRN_CONFIG")? {
-            Some(named) => Settings::read(&named)?.ok_or(ConfigError::NoFile(named))?,
+        let (file, settings) = match folder("FIRN_CONFIG")? {
+            Some(named) => match Settings::read(&named)? {
+                Some(settings) => (Some(named), settings),
+                None => return Err(ConfigError::NoFile(named)),
+            },
             None => match usual_file()? {
-                Some(path) => Settings::read(&path)?.unwrap_or_default(),
-                None => Settings::default(),
+                Some(path) => (Some(path.clone()), Settings::read(&path)?.unwrap_or_default()),
+                None => (None, Settings::default()),
             },
         };
-        Ok(Config { settings, ..config })
+        Ok(Config { file, settings, ..config })
     }
 
     /// The folders programs are looked for in, those of programs that were named by variables

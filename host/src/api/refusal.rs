@@ -79,6 +79,10 @@ fn hint(error: &OperationError, config: &Config) -> Option<String> {
         OperationError::Spec(SpecError::Share(ShareError::Syntax(_))) => {
             "for example: --mount ~/data:/data:ro"
         }
+        OperationError::Spec(SpecError::Share(ShareError::Own { .. })) => {
+            "share a folder beside it, as ~/project instead of ~; or have firn keep what is its own elsewhere: \
+             FIRN_STATE_DIR, FIRN_RUNTIME_DIR and FIRN_CACHE_DIR, set where the daemon is started"
+        }
         OperationError::Ambiguous { .. } => "use more of the id, or the name",
         OperationError::TooMany { .. } => {
             "destroy some, or raise `sandboxes` among the [limits] of config.toml"

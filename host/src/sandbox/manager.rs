@@ -378,6 +378,9 @@ impl Manager {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Handle, OperationError> {
         let spec = Spec::asked(&request)?;
+        for share in &spec.shares {
+            share.check_apart(&self.0.config).map_err(SpecError::from)?;
+        }
         if let Some(name) = &request.name {
             check_name(name)?;
         }
