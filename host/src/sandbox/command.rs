@@ -4,7 +4,7 @@
 //! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
 
 use super::activity::Activity;
-use super::audit::Details;
+use super::audit::{ARGUMENTS, Details};
 use super::entry::{Entry, Status, Termination};
 use super::failpoint;
 use super::launch::{Ended, Up};
@@ -84,7 +84,7 @@ impl Command {
         let timeout = request.timeout_ms.map(Duration::from_millis).or(up.timeout);
         let output = request.max_output_bytes;
         let mut exec = message(&up, &request, timeout)?;
-        let details = Details::default().with("argv", argv(&request)).with("user", exec.user.clone());
+        let details = Details::default().with(ARGUMENTS, argv(&request)).with("user", exec.user.clone());
         let number = if request.detach {
             let mut written = entry.written();
             written.facts.last_command += 1;
