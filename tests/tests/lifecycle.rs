@@ -123,7 +123,13 @@ fn a_jails_limits_can_be_changed() {
     let done = many(&host);
     assert!(done.stderr.contains("fork") || done.stderr.contains("process limit"), "{}", done.stderr);
     let _ = host.firn(&["update", &id]).finish().expect(2);
-    assert!(refused(&host, &["update", &id, "--memory", "1"]).contains("memory"));
+    // What is refused changes nothing.
+    for refused_limit in [["--memory", "1M"], ["--pids", "0"]] {
+        let said = refused(&host, &[&["update", &id, "--description", "x"], &refused_limit[..]].concat());
+        assert!(said.contains("memory") || said.contains("processes"), "{said}");
+    }
+    let after = host.status(&id);
+    assert_eq!((&after["description"], &after["protection"]["limits"]), (&status["description"], limits));
 }
 
 vm_only!(a_vms_limits_cannot);

@@ -1,17 +1,18 @@
 //! What can be asked of one sandbox.
 
-use super::SandboxId;
 use super::activity::Activity;
 use super::audit::Details;
 use super::command::Command;
-use super::entry::{Entry, Termination, Work};
+use super::entry::{Entry, Termination, Work, Written};
 use super::launch::Ended;
 use super::log::MOST_READ;
 use super::manager::{OperationError, check_name};
 use super::state::Operation;
+use super::{SandboxId, Size};
 use crate::api::types::{
     AttachRequest, Caller, ExecRequest, ProcessRow, SandboxInfo, StatsInfo, UpdateRequest,
 };
+use crate::causes::in_full;
 use crate::guest::Connection;
 use crate::sys::clock;
 use crate::sys::limits::{Cpus, Limits};
@@ -184,6 +185,7 @@ impl Handle {
         if let Some(name) = &name {
             check_name(name)?;
         }
+        let mut limits = None;
         if memory_bytes.is_some() || processes.is_some() || cpus.is_some() {
             let up = self.0.admit(Operation::Limit)?;
             if up.grade == super::spec::Grade::Vm {
@@ -193,12 +195,16 @@ impl Handle {
             }
             let parsed: Option<Cpus> =
                 cpus.as_deref().map(str::parse).transpose().map_err(super::spec::SpecError::from)?;
-            let limits = Limits {
+            super::spec::check_limits(up.grade, memory_bytes.map(Size), processes)?;
+            limits = Some(Limits {
                 memory: memory_bytes,
                 processes: processes.map(super::launch::with_ours),
                 cpus: parsed,
-            };
-            self.0.order(Work::Limit(limits)).await?;
+            });
+        }
+        let before = self.0.written().clone();
+        if let Some(name) = &name {
+            self.0.shared.rename(self.0.id, name)?;
         }
         {
             let mut written = self.0.written();
@@ -215,14 +221,39 @@ impl Handle {
             facts.processes = processes.or(facts.processes);
             facts.cpus = cpus.or(facts.cpus.take());
         }
-        // Last, so that what is refused above changes nothing.
-        let renamed = name.as_deref().map_or(Ok(()), |name| self.0.shared.rename(self.0.id, name));
-        self.0.save_facts()?;
+        // Written down before it is done, as everything is.
+        let changed = match (self.0.save_facts(), limits) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Some(limits)) => self.0.order(Work::Limit(limits)).await,
+            (Ok(()), None) => Ok(()),
+        };
+        if let Err(error) = changed {
+            self.undo_update(before);
+            return Err(error);
+        }
         self.0.activities.look_again();
-        renamed?;
         let event = if name.is_some() { "renamed" } else { "updated" };
         self.0.note(event, by, Details::default().with("name", self.0.written().name.clone()));
         Ok(self.info())
+    }
+
+    /// What was to be changed stays as it was `before`.
+    fn undo_update(&self, before: Written) {
+        {
+            let mut written = self.0.written();
+            let Written { name, facts } = before;
+            written.name = name;
+            // The rest may have changed meanwhile.
+            written.facts.idle_timeout_ms = facts.idle_timeout_ms;
+            written.facts.lifetime_ms = facts.lifetime_ms;
+            written.facts.description = facts.description;
+            written.facts.memory = facts.memory;
+            written.facts.processes = facts.processes;
+            written.facts.cpus = facts.cpus;
+        }
+        if let Err(error) = self.0.save_facts() {
+            tracing::warn!(sandbox = %self.0.id, error = in_full(&error), "cannot write the record");
+        }
     }
 
     /// Renews its lease.
