@@ -153,7 +153,12 @@ impl Handle {
         let _ = self.end(Termination::Destroy).await;
         let status = self.0.status();
         if !status.gone {
-            // It was over: nobody runs it any more.
+            // It was over: nobody runs it any more. What could not be removed then may be now.
+            let site = self.0.site();
+            let removed = tokio::task::spawn_blocking(move || site.unwind()).await;
+            if let Ok(removed) = removed {
+                removed?;
+            }
             self.0.is_gone(status.end);
             self.0.note("destroyed", None, Details::default());
         }
