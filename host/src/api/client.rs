@@ -255,12 +255,13 @@ impl Client {
         let stream = self.connect().await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
+        let asked = format!("{} {}", call.method, call.target.as_str());
+        let request = call.request()?;
         // It ends with the answer, which holds it.
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         }));
-        let asked = format!("{} {}", call.method, call.target.as_str());
-        let response = sender.send_request(call.request()).await.map_err(ClientError::Broken)?;
+        let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
         let answer = Answer { response, asked, driver };
         if answer.response.status().is_success()
             || answer.response.status() == StatusCode::SWITCHING_PROTOCOLS

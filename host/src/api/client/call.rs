@@ -50,10 +50,11 @@ impl Call {
     }
 
     /// As it is sent.
-    pub(super) fn request(self) -> Request<Body> {
+    pub(super) fn request(self) -> Result<Request<Body>, ClientError> {
         let mut request = Request::new(self.body);
         *request.method_mut() = self.method;
-        *request.uri_mut() = self.target.as_str().parse().unwrap_or_default();
+        // It may be too long to be one.
+        *request.uri_mut() = self.target.as_str().parse().map_err(ClientError::Target)?;
         let headers = request.headers_mut();
         headers.insert(HOST, HeaderValue::from_static("localhost"));
         if self.json {
@@ -66,6 +67,19 @@ impl Call {
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static(FRAMES));
         }
-        request
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_asked_for_is_no_request() {
+        let path = |length| Target::new("/v1/archive").path(&"/".repeat(length).as_str().into());
+        assert!(Call::new(Method::GET, path(10)).request().is_ok());
+        let refused = Call::new(Method::GET, path(100_000)).request();
+        assert!(matches!(refused, Err(ClientError::Target(_))), "{refused:?}");
     }
 }
