@@ -3,7 +3,7 @@
 use super::super::wire::{FRAMES, JSON, LINES};
 use super::{ClientError, Target};
 use axum::body::Body;
-use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
+use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, TE, UPGRADE};
 use hyper::{Method, Request};
 use serde::Serialize;
 
@@ -16,12 +16,21 @@ pub(super) struct Call {
     json: bool,
     accept: Option<&'static str>,
     upgrade: bool,
+    trailers: bool,
 }
 
 impl Call {
     /// One that asks for nothing but what its target says.
     pub(super) fn new(method: Method, target: Target) -> Call {
-        Call { method, target, body: Body::empty(), json: false, accept: None, upgrade: false }
+        Call {
+            method,
+            target,
+            body: Body::empty(),
+            json: false,
+            accept: None,
+            upgrade: false,
+            trailers: false,
+        }
     }
 
     /// One that says something.
@@ -44,6 +53,11 @@ impl Call {
         Call { body, ..self }
     }
 
+    /// One after whose answer something may be said of it.
+    pub(super) fn trailers(self) -> Call {
+        Call { trailers: true, ..self }
+    }
+
     /// One whose connection becomes a command's stream.
     pub(super) fn upgrade(self) -> Call {
         Call { upgrade: true, ..self }
@@ -62,6 +76,9 @@ impl Call {
         }
         if let Some(accept) = self.accept {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if self.trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
         }
         if self.upgrade {
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
