@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, Program};
 use crate::jail::JailError;
 use crate::sandbox::launch::{Ended, LaunchError};
 use crate::sandbox::manager::OperationError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::sys::process::ProcessError;
 use crate::view::ShareError;
 use crate::vm::vmm::backend::ChooseError;

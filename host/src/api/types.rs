@@ -4,7 +4,7 @@
 //! Names are in camelCase, and those of a sandbox are nixo's where nixo has one. Times are RFC 3339,
 //! durations milliseconds, sizes bytes.
 
-use crate::sandbox::protection::Protection;
+use crate::spec::protection::Protection;
 use firn_protocol::{Access, Exceeded, ProcessInfo, Stdin, TerminalSize, Text, Variable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -24,7 +24,7 @@ use crate::api::types::{Refusal, RefusalKind};
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::sandbox::place::PlaceError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::view::ShareError;
 use std::io;
 

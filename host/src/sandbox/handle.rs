@@ -1,5 +1,6 @@
 //! What can be asked of one sandbox.
 
+use super::SandboxId;
 use super::activity::Activity;
 use super::audit::Details;
 use super::command::Command;
@@ -8,12 +9,12 @@ use super::launch::Ended;
 use super::log::MOST_READ;
 use super::manager::{OperationError, check_name};
 use super::state::Operation;
-use super::{SandboxId, Size};
 use crate::api::types::{
     AttachRequest, Caller, ExecRequest, ProcessRow, SandboxInfo, StatsInfo, UpdateRequest,
 };
 use crate::causes::in_full;
 use crate::guest::Connection;
+use crate::spec::Size;
 use crate::sys::clock;
 use crate::sys::limits::{Cpus, Limits};
 use bytes::Bytes;
@@ -193,14 +194,14 @@ impl Handle {
         let mut limits = None;
         if memory_bytes.is_some() || processes.is_some() || cpus.is_some() {
             let up = self.0.admit(Operation::Limit)?;
-            if up.grade == super::spec::Grade::Vm {
+            if up.grade == crate::spec::Grade::Vm {
                 return Err(OperationError::Unsupported(
                     "the memory, processes and processors of a vm are those it booted with",
                 ));
             }
             let parsed: Option<Cpus> =
-                cpus.as_deref().map(str::parse).transpose().map_err(super::spec::SpecError::from)?;
-            super::spec::check_limits(up.grade, memory_bytes.map(Size), processes)?;
+                cpus.as_deref().map(str::parse).transpose().map_err(crate::spec::SpecError::from)?;
+            crate::spec::check_limits(up.grade, memory_bytes.map(Size), processes)?;
             limits = Some(Limits {
                 memory: memory_bytes,
                 processes: processes.map(super::launch::with_ours),

@@ -8,16 +8,16 @@ use super::entry::{Entry, Order, Termination, Written};
 use super::launch::{Ended, LaunchError, Progress};
 use super::place::{self, PlaceError, Site};
 use super::pool::{self, Pool};
-use super::protection::Protection;
 use super::records::{Facts, Record, Records, RecordsError};
 use super::spare::{self, Spare};
-use super::spec::{Grade, Spec, SpecError};
 use super::{SandboxId, failpoint, runner};
 use crate::api::types::{
     Caller, CreateRequest, EventRecord, PoolInfo, RenewRequest, SandboxInfo, SandboxState,
 };
 use crate::causes::in_full;
 use crate::config::Config;
+use crate::spec::protection::Protection;
+use crate::spec::{Grade, Spec, SpecError};
 use crate::sys::cgroup::PauseError;
 use crate::sys::clock;
 use firn_protocol::Exceeded;

@@ -1,6 +1,10 @@
 //! What was asked for.
 
-use super::Size;
+pub(crate) mod protection;
+mod size;
+
+pub(crate) use size::Size;
+
 use crate::api::types::{self, CreateRequest};
 use crate::env::{Environment, EnvironmentError, PROJECT, packages};
 use crate::sys::limits::{Cpus, NotCpus};
