@@ -19,7 +19,7 @@ use super::types::{
     RunRequest, SandboxInfo, SessionInfo, SessionRequest, StatsInfo, StopRequest, UpdateRequest,
 };
 use crate::config::{Autostart, Config};
-use answer::{Answer, Fetched};
+use answer::{Answer, Fetched, left_out};
 use axum::body::Body;
 use bytes::Bytes;
 use call::Call;
@@ -205,13 +205,16 @@ impl Client {
     /// A file or a folder of the sandbox's, as a tar archive.
     pub(crate) async fn archive(&self, id: &str, path: &Text) -> Result<Chunks, ClientError> {
         let target = Target::sandbox(id, "/archive").path(path);
-        Ok(Chunks::new(self.send(Call::new(Method::GET, target)).await?))
+        Ok(Chunks::new(self.send(Call::new(Method::GET, target).trailers()).await?))
     }
 
-    /// Unpacks a tar archive into a folder of the sandbox's.
-    pub(crate) async fn unpack(&self, id: &str, path: &Text, archive: Body) -> Result<(), ClientError> {
+    /// Unpacks a tar archive into a folder of the sandbox's, and says how much of it was left out there.
+    pub(crate) async fn unpack(&self, id: &str, path: &Text, archive: Body) -> Result<u64, ClientError> {
         let target = Target::sandbox(id, "/archive").path(path);
-        self.tell(Call::new(Method::PUT, target).body(archive)).await
+        let answer = self.send(Call::new(Method::PUT, target).body(archive)).await?;
+        let left_out = left_out(answer.response.headers());
+        answer.whole().await?;
+        Ok(left_out)
     }
 
     /// What has happened since event number `since`, the oldest first, and, if `follow`, what will: to one
@@ -300,6 +303,8 @@ impl Client {
 
     /// Sends a request, and gives the answer if it is success.
     async fn send(&self, call: Call) -> Result<Answer, ClientError> {
+        let asked = format!("{} {}", call.method, call.target.as_str());
+        let request = call.request()?;
         let stream = self.connect().await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
@@ -307,8 +312,7 @@ impl Client {
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         }));
-        let asked = format!("{} {}", call.method, call.target.as_str());
-        let response = sender.send_request(call.request()).await.map_err(ClientError::Broken)?;
+        let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
         let answer = Answer { response, asked, driver };
         if answer.response.status().is_success()
             || answer.response.status() == StatusCode::SWITCHING_PROTOCOLS

@@ -296,7 +296,10 @@ pub(super) fn all() -> Vec<Operation> {
             get(routes::archive),
         )
         .query::<routes::ArchiveQuery>()
-        .raw(wire::TAR, "A tar archive."),
+        .raw(
+            wire::TAR,
+            "A tar archive. The trailer firn-left-out, for who takes trailers, counts what is not in it.",
+        ),
         Operation::new(
             "unpack",
             "put",
@@ -306,7 +309,7 @@ pub(super) fn all() -> Vec<Operation> {
         )
         .query::<routes::ArchiveQuery>()
         .asks_raw(wire::TAR)
-        .nothing("It is there."),
+        .nothing("It is there, but for as much as the header firn-left-out says."),
         Operation::new(
             "events",
             "get",

@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, Program};
 use crate::jail::JailError;
 use crate::sandbox::launch::{Ended, LaunchError};
 use crate::sandbox::manager::OperationError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::sys::process::ProcessError;
 use crate::view::ShareError;
 use crate::vm::vmm::backend::ChooseError;
@@ -92,6 +92,10 @@ fn hint(error: &OperationError, config: &Config) -> Option<String> {
             "name an environment and it is made: python, shell or node; `firn session list` shows those there are"
         }
         OperationError::NoInterpreter(_) => "code is run in python, shell or node",
+        OperationError::Spec(SpecError::Share(ShareError::Own { .. })) => {
+            "share a folder beside it, as ~/project instead of ~; or have firn keep what is its own elsewhere: \
+             FIRN_STATE_DIR, FIRN_RUNTIME_DIR and FIRN_CACHE_DIR, set where the daemon is started"
+        }
         OperationError::Ambiguous { .. } => "use more of the id, or the name",
         OperationError::TooMany { .. } => {
             "destroy some, or raise `sandboxes` among the [limits] of config.toml"

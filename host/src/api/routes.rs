@@ -463,9 +463,9 @@ pub(super) async fn unpack(
     Named(id): Named,
     SandboxPath(path): SandboxPath,
     request: Request,
-) -> Result<StatusCode, Refusal> {
-    files::unpack(&service, &find(&service, &id)?, path, request.into_body()).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Response, Refusal> {
+    let left_out = files::unpack(&service, &find(&service, &id)?, path, request.into_body()).await?;
+    Ok((StatusCode::NO_CONTENT, [files::count(left_out)]).into_response())
 }
 
 pub(super) async fn events(

@@ -8,7 +8,7 @@ mod session;
 
 pub(crate) use session::*;
 
-use crate::sandbox::protection::Protection;
+use crate::spec::protection::Protection;
 use firn_protocol::{Access, Exceeded, ProcessInfo, Stdin, TerminalSize, Text, Variable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

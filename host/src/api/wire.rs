@@ -5,6 +5,10 @@ use firn_protocol::RequestId;
 /// What a daemon says it speaks: all versions of the API, in a header of each answer.
 pub(super) const VERSIONS: &str = "firn-api";
 
+/// How much the sandbox has left out of an archive, or of what was in one, because it is neither file,
+/// folder nor link: a header after the archive (a trailer), or of the answer.
+pub(super) const LEFT_OUT: &str = "firn-left-out";
+
 /// What the stream of a command is called when it is asked for (`Upgrade:` of HTTP/1.1).
 pub(super) const FRAMES: &str = "firn-frames";
 

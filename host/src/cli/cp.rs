@@ -28,6 +28,7 @@ use std::io::{self, IsTerminal as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tar::{Kind, Reader, TarError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -38,6 +39,9 @@ const WAITING: usize = 4;
 
 /// How many links are followed.
 const MOST_LINKS: usize = 8;
+
+/// How long what is sent after the end of an archive is waited for.
+const REST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many of the things that are left out are named.
 const NAMED: usize = 10;
@@ -110,13 +114,13 @@ impl Cp {
                 while let Some(chunk) = archive.next().await? {
                     output.stdout(&chunk)?;
                 }
-                LeftOut::default()
+                LeftOut { inside: archive.left_out(), ..LeftOut::default() }
             }
             (Side::Host(from), Side::Sandbox { id, path }) => into(client, from, &id, path).await?,
             (Side::Stream, Side::Sandbox { id, path }) => {
                 let stdin = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), CHUNK);
-                client.unpack(&id, &Text::from(path), Body::from_stream(stdin)).await?;
-                LeftOut::default()
+                let inside = client.unpack(&id, &Text::from(path), Body::from_stream(stdin)).await?;
+                LeftOut { inside, ..LeftOut::default() }
             }
             _ => return Err(CopyError::Sides.into()),
         };
@@ -130,6 +134,8 @@ impl Cp {
 struct LeftOut {
     first: Vec<OsString>,
     count: u64,
+    /// How much the sandbox says it has left out. It does not say what.
+    inside: u64,
 }
 
 impl LeftOut {
@@ -147,6 +153,10 @@ impl LeftOut {
         let more = self.count - self.first.len() as u64;
         if more > 0 {
             output.note(&format!("left out: {more} more"));
+        }
+        if self.inside > 0 {
+            let inside = self.inside;
+            output.note(&format!("left out by the sandbox, as neither files, folders nor links: {inside}"));
         }
     }
 }
@@ -174,7 +184,12 @@ async fn out_of(client: &Client, id: &str, path: OsString, to: PathBuf) -> Resul
     drop(queue);
     let unpacked = finish(unpacking).await?;
     forwarded?;
-    Ok(unpacked.map_err(CopyError::from)?)
+    let mut left_out = unpacked.map_err(CopyError::from)?;
+    // After the end of the archive comes what is said of it.
+    let rest = async { while let Ok(Some(_)) = archive.next().await {} };
+    let _ = tokio::time::timeout(REST_PATIENCE, rest).await;
+    left_out.inside = archive.left_out();
+    Ok(left_out)
 }
 
 /// Passes on what comes, until its end, or until nobody wants it.
@@ -244,7 +259,7 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
         signal = interrupted() => Err(Failed::Signal(signal?)),
     };
     match (finish(packing).await?, sent) {
-        (Ok(left_out), Ok(())) => Ok(left_out),
+        (Ok(left_out), Ok(inside)) => Ok(LeftOut { inside, ..left_out }),
         // That it could not be sent has a reason, which the other side knows.
         (Ok(_) | Err(PackError::Send { .. }), Err(failed)) => Err(failed),
         (Err(error), _) => Err(CopyError::from(error).into()),

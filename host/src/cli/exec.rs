@@ -10,7 +10,7 @@ use super::run::session::{self, Terms};
 use super::run::{at_least_a_millisecond, stdin, terminal_size, variables};
 use crate::api::types::ExecRequest;
 use crate::config::Config;
-use crate::sandbox::Size;
+use crate::spec::Size;
 use firn_protocol::Text;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;

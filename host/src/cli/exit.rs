@@ -10,7 +10,9 @@
 //! | 128+n | signal n ended the command, as shells say it |
 //! | 2 | the command line is wrong |
 //!
-//! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from.
+//! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from. `image`,
+//! `doctor` and those of `daemon` exit with 125: 1 of `doctor` and `daemon status` is an answer. A daemon that does
+//! not come up exits with 1, as daemons do.
 
 use super::cp::CopyError;
 use super::create::CreateError;
@@ -23,7 +25,7 @@ use crate::api::types::{Refusal, RefusalKind};
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::sandbox::place::PlaceError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::view::ShareError;
 use std::io;
 

@@ -17,9 +17,9 @@ use crate::api::types::{
 };
 use crate::config::Config;
 use crate::env;
-use crate::sandbox::Size;
-use crate::sandbox::protection::milliseconds;
-use crate::sandbox::spec::Grade;
+use crate::spec::Grade;
+use crate::spec::Size;
+use crate::spec::protection::milliseconds;
 use crate::view::parse_workspace;
 use firn_protocol::{Stdin, Text};
 use std::ffi::OsString;
@@ -244,7 +244,7 @@ impl Placement {
             Ok::<_, CreateError>(Workspace { host: create::absolute(path)?, access })
         });
         Ok(Some(CreateRequest {
-            environment: env::reference(environment).map_err(crate::sandbox::spec::SpecError::from)?,
+            environment: env::reference(environment).map_err(crate::spec::SpecError::from)?,
             isolation: self.isolation.map(Into::into),
             workspace: workspace.transpose()?,
             memory_bytes: self.memory.map(|size| size.0),

@@ -119,7 +119,10 @@ pub(crate) enum TransferEvent {
     /// All of a file has come. The last event.
     Read,
     /// All of an archive has come, or has been unpacked. The last event.
-    Archived,
+    Archived {
+        /// How much the agent says it has left out, because it is neither file, folder nor link.
+        left_out: u64,
+    },
 }
 
 /// Which way, and what.
@@ -196,9 +199,11 @@ impl Transfer<'_> {
             (Reply::ArchiveSent(summary), Role::Pack)
                 if self.received.is_multiple_of(BLOCK) && summary.bytes <= self.received =>
             {
-                Ok(TransferEvent::Archived)
+                Ok(TransferEvent::Archived { left_out: summary.left_out })
             }
-            (Reply::ArchiveUnpacked(_), Role::Unpack { .. }) => Ok(TransferEvent::Archived),
+            (Reply::ArchiveUnpacked(summary), Role::Unpack { .. }) => {
+                Ok(TransferEvent::Archived { left_out: summary.left_out })
+            }
             (other, _) => Err(wrong_reply(DURING, &other)),
         }
     }

@@ -4,19 +4,19 @@
 //! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
 
 use super::activity::Activity;
-use super::audit::Details;
+use super::audit::{ARGUMENTS, Details};
 use super::entry::{Entry, Status, Termination};
 use super::failpoint;
 use super::launch::{Ended, Up};
 use super::log::Log;
 use super::manager::{Conclusion, Life, OperationError};
-use super::protection::milliseconds;
-use super::spec::SpecError;
 use super::state::Operation;
 use crate::api::types::{AttachRequest, Caller, EvaluateRequest, ExecRequest};
 use crate::causes::in_full;
 use crate::env::Wrapper;
 use crate::guest::{ExecEvent, GuestError, Running};
+use crate::spec::SpecError;
+use crate::spec::protection::milliseconds;
 use crate::sys::clock;
 use crate::sys::limits::Events;
 use crate::view::WORKSPACE;
@@ -76,6 +76,15 @@ struct Run {
     grace: Duration,
 }
 
+/// Who attaches to a detached command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Somebody, who may have stdin, and misses what is not read in time.
+    Client,
+    /// Its log, which misses nothing: the command waits for it. Stdin stays whose it is.
+    Log,
+}
+
 /// What is told of a command at its end.
 #[derive(Debug)]
 struct Account {
@@ -97,7 +106,7 @@ impl Command {
         let timeout = request.timeout_ms.map(Duration::from_millis).or(up.timeout);
         let output = request.max_output_bytes;
         let mut exec = message(&up, &request, timeout)?;
-        let details = Details::default().with("argv", argv(&request)).with("user", exec.user.clone());
+        let details = Details::default().with(ARGUMENTS, argv(&request)).with("user", exec.user.clone());
         let number = if request.detach {
             let mut written = entry.written();
             written.facts.last_command += 1;
@@ -120,6 +129,11 @@ impl Command {
             }
             Ok(()) => {}
         }
+        // Before it runs: what could not be written down would go on for nobody.
+        let kept = match number {
+            Some(number) => Some((number, entry.logs().write(number).map_err(OperationError::Log)?)),
+            None => None,
+        };
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
         entry.note("exec-started", by, details);
         failpoint::reached("exec-recorded");
@@ -151,9 +165,9 @@ impl Command {
             status,
             _activity: activity,
         };
-        match number {
+        match kept {
             None => Ok(command),
-            Some(number) => command.detach(number).await,
+            Some((number, log)) => command.detach(number, log).await,
         }
     }
 
@@ -217,7 +231,7 @@ impl Command {
     }
 
     /// Leaves the command to a task that writes its output down, and attaches to it like anybody else.
-    async fn detach(mut self, number: u64) -> Result<Command, OperationError> {
+    async fn detach(mut self, number: u64, log: Log) -> Result<Command, OperationError> {
         let entry = Arc::clone(&self.entry);
         // It may fail to start: then there is nothing to leave.
         let first = self.next().await?;
@@ -225,21 +239,28 @@ impl Command {
             self.untold = Some(first);
             return Ok(self);
         }
-        let log = entry.logs().write(number).map_err(OperationError::Log)?;
         let last = match first {
             ExecEvent::Exited(exited) => Some(exited),
             _ => None,
         };
         let account = self.account.take();
-        entry.shared.tasks.spawn(follow(Arc::clone(&entry), self, log, account, last));
+        Following { entry: Arc::clone(&entry), number, log, account }.begin(self, last);
         let request = AttachRequest { command: Some(number), from: Some(0) };
         Command::attach(&entry, &request).await
     }
 
-    /// Attaches to a detached command.
+    /// Attaches to a detached command. Output that is not read in time is skipped.
     pub(super) async fn attach(
         entry: &Arc<Entry>,
         request: &AttachRequest,
+    ) -> Result<Command, OperationError> {
+        Command::attach_as(entry, request, Reader::Client).await
+    }
+
+    async fn attach_as(
+        entry: &Arc<Entry>,
+        request: &AttachRequest,
+        reader: Reader,
     ) -> Result<Command, OperationError> {
         let up = entry.admit(Operation::Use)?;
         let activity = entry.activities.begin();
@@ -254,8 +275,11 @@ impl Command {
         let attach = Attach {
             command: number,
             from: request.from.unwrap_or(0),
-            stdin: Stdin::Stream,
-            back_pressure: false,
+            stdin: match reader {
+                Reader::Client => Stdin::Stream,
+                Reader::Log => Stdin::Null,
+            },
+            back_pressure: reader == Reader::Log,
         };
         let running =
             match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
@@ -574,58 +598,93 @@ fn broken(error: GuestError) -> OperationError {
     OperationError::Sandbox(Arc::new(error.into()))
 }
 
-/// Writes down what a detached command says, to its end.
-async fn follow(
+/// The log of a detached command, which is written to the command's end.
+struct Following {
     entry: Arc<Entry>,
-    mut command: Command,
-    mut log: Log,
+    number: u64,
+    log: Log,
+    /// Of a command that this daemon has started.
     account: Option<Account>,
-    mut last: Option<Box<Exited>>,
-) {
-    let Some(number) = command.number else { return };
-    let _followed = entry.followed(number);
-    let exited = loop {
-        if let Some(exited) = last.take() {
-            break exited;
-        }
-        let written = match command.next().await {
-            Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => log.append(&chunk),
-            Ok(ExecEvent::Attached { from }) => log.skip(from),
-            Ok(ExecEvent::Skipped(bytes)) => log.skip(log.end().saturating_add(bytes)),
-            Ok(ExecEvent::Exited(exited)) => break exited,
-            Ok(ExecEvent::NotStarted(_)) => return,
-            Ok(_) => Ok(()),
-            Err(error) => {
-                if entry.status().up.is_none() {
-                    // The end of the sandbox says it all.
-                    return;
-                }
-                tracing::warn!(sandbox = %entry.id, command = number, error = in_full(&error), "the log of a command broke off");
-                tokio::time::sleep(BREATH).await;
-                match Command::attach(&entry, &AttachRequest { command: Some(number), from: Some(log.end()) })
-                    .await
-                {
-                    Ok(again) => command = again,
-                    Err(_over) => return,
-                }
-                Ok(())
+}
+
+impl Following {
+    /// Follows `command` in a task of its own, which ends with the daemon: the command does not, and the next
+    /// one goes on with the log. `last`: the command has ended already.
+    fn begin(self, command: Command, last: Option<Box<Exited>>) {
+        let shared = Arc::clone(&self.entry.shared);
+        let released = Arc::clone(&shared);
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = released.released() => {}
+                () = self.follow(command, last) => {}
             }
-        };
-        if let Err(error) = written {
-            // The command goes on; what it says is not kept.
-            tracing::error!(sandbox = %entry.id, command = number, %error, "cannot write a log");
-        }
-    };
-    let account =
-        account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number), run: None });
-    account.close(&entry, &exited);
-    if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
-        let reason = match exited.status {
-            ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
-            ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
-        };
-        entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
+        });
     }
+
+    async fn follow(mut self, command: Command, last: Option<Box<Exited>>) {
+        let _followed = self.entry.followed(self.number);
+        let exited = match last {
+            Some(exited) => Some(exited),
+            None => self.write(command).await,
+        };
+        let Following { entry, number, account, .. } = self;
+        let account =
+            account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number), run: None });
+        let Some(exited) = exited else { return account.end(&entry, "sandbox") };
+        account.close(&entry, &exited);
+        if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
+            let reason = match exited.status {
+                ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
+                ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
+            };
+            entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
+        }
+    }
+
+    /// Writes down what the command says. None: its sandbox has ended, or knows nothing of it.
+    async fn write(&mut self, mut command: Command) -> Option<Box<Exited>> {
+        loop {
+            let written = match command.next().await {
+                Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => self.log.append(&chunk),
+                Ok(ExecEvent::Attached { from }) => self.log.skip(from),
+                Ok(ExecEvent::Skipped(bytes)) => self.log.skip(self.log.end().saturating_add(bytes)),
+                Ok(ExecEvent::Exited(exited)) => return Some(exited),
+                Ok(ExecEvent::NotStarted(_)) => return None,
+                Ok(_) => Ok(()),
+                Err(OperationError::NoCommand { .. }) => return None,
+                Err(error) => {
+                    if self.entry.status().up.is_some() {
+                        tracing::warn!(sandbox = %self.entry.id, command = self.number, error = in_full(&error), "the log of a command broke off");
+                    }
+                    command = self.attach_again().await?;
+                    Ok(())
+                }
+            };
+            if let Err(error) = written {
+                // The command goes on; what it says is not kept.
+                tracing::error!(sandbox = %self.entry.id, command = self.number, %error, "cannot write a log");
+            }
+        }
+    }
+
+    /// Goes on where the log ends, as soon as the sandbox lets it: one that stands still does not. None: it
+    /// has ended.
+    async fn attach_again(&self) -> Option<Command> {
+        loop {
+            self.entry.status().up?;
+            tokio::time::sleep(BREATH).await;
+            if let Ok(command) = follower(&self.entry, self.number, &self.log).await {
+                return Some(command);
+            }
+        }
+    }
+}
+
+/// Attaches to a command whose output is written down: it waits until it is.
+async fn follower(entry: &Arc<Entry>, number: u64, log: &Log) -> Result<Command, OperationError> {
+    let request = AttachRequest { command: Some(number), from: Some(log.end()) };
+    Command::attach_as(entry, &request, Reader::Log).await
 }
 
 /// After a sandbox was taken over: goes on with the logs of the commands in it.
@@ -641,10 +700,10 @@ pub(super) async fn follow_all(entry: &Arc<Entry>) {
     };
     let last = entry.written().facts.last_command;
     for command in commands.iter().filter(|command| command.command <= last) {
-        let Ok(log) = entry.logs().write(command.command) else { continue };
-        let request = AttachRequest { command: Some(command.command), from: Some(log.end()) };
-        if let Ok(attached) = Command::attach(entry, &request).await {
-            entry.shared.tasks.spawn(follow(Arc::clone(entry), attached, log, None, None));
+        let number = command.command;
+        let Ok(log) = entry.logs().write(number) else { continue };
+        if let Ok(attached) = follower(entry, number, &log).await {
+            Following { entry: Arc::clone(entry), number, log, account: None }.begin(attached, None);
         }
     }
 }

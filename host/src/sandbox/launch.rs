@@ -5,17 +5,18 @@
 //! `Jail`. Everything is written down before it is made, so what a killed daemon leaves is undone by the
 //! next one, or taken over if it had come up.
 
+use super::SandboxId;
 use super::manager::OperationError;
 use super::place::{self, Helpers, Place, PlaceError, Site};
-use super::protection::{Isolation, Maker, Protection, milliseconds};
 use super::spare::{self, Spare};
-use super::spec::{Degraded, Grade};
-use super::{SandboxId, Size, Spec};
 use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
 use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::jail::{self, Jail, JailError};
+use crate::spec::protection::{Isolation, Maker, Protection, milliseconds};
+use crate::spec::{Degraded, Grade};
+use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};

@@ -8,11 +8,11 @@
 use super::SandboxId;
 use super::launch::{self, Ended, LaunchError};
 use super::place::{Place, Site};
-use super::spec::{Degraded, Grade, Spec};
 use crate::api::types::CreateRequest;
 use crate::config::Config;
 use crate::env::Environment;
 use crate::jail::Jail;
+use crate::spec::{Degraded, Grade, Spec};
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
 

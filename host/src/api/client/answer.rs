@@ -1,13 +1,13 @@
 //! An answer: as a whole, as it comes, or line by line.
 
 use super::super::types::API_VERSION;
-use super::super::wire::VERSIONS;
+use super::super::wire::{LEFT_OUT, VERSIONS};
 use super::ClientError;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::SERVER;
+use hyper::{HeaderMap, Response};
 use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -73,22 +73,34 @@ impl Answer {
 #[derive(Debug)]
 pub(crate) struct Chunks {
     body: Incoming,
+    left_out: u64,
     _driver: AbortOnDropHandle<()>,
+}
+
+/// How much was left out of an archive, as far as that is said.
+pub(super) fn left_out(headers: &HeaderMap) -> u64 {
+    headers.get(LEFT_OUT).and_then(|count| count.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 
 impl Chunks {
     pub(super) fn new(answer: Answer) -> Chunks {
-        Chunks { body: answer.response.into_body(), _driver: answer.driver }
+        Chunks { body: answer.response.into_body(), left_out: 0, _driver: answer.driver }
     }
 
     /// The next part of it, or none at its end. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.body.frame().await {
-            if let Ok(data) = frame.map_err(ClientError::Broken)?.into_data() {
-                return Ok(Some(data));
+            match frame.map_err(ClientError::Broken)?.into_data() {
+                Ok(data) => return Ok(Some(data)),
+                Err(frame) => self.left_out += frame.trailers_ref().map_or(0, left_out),
             }
         }
         Ok(None)
+    }
+
+    /// How much was left out of the archive that it is: known at its end.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out
     }
 }
 

@@ -68,6 +68,9 @@ pub(crate) enum ClientError {
         /// What it answered.
         status: StatusCode,
     },
+    /// What it is asked for has too long a name.
+    #[error("what is asked for cannot be named in a request")]
+    Target(#[source] axum::http::uri::InvalidUri),
     /// It cannot be said.
     #[error("cannot write the request")]
     Request(#[source] serde_json::Error),

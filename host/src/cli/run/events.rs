@@ -12,7 +12,7 @@
 //! has `"newline": false`.
 
 use super::stdio::Stream;
-use crate::sandbox::protection::Protection;
+use crate::spec::protection::Protection;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -235,11 +235,11 @@ fn take_line(kept: &mut Vec<u8>) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::env::Environment;
-    use crate::sandbox::protection::Isolation;
-    use crate::sandbox::spec::{Degraded, Grade};
-    use crate::sandbox::{Size, Spec};
+    use crate::spec::protection::Accelerator;
+    use crate::spec::protection::Isolation;
+    use crate::spec::{Degraded, Grade};
+    use crate::spec::{Size, Spec};
     use crate::sys::limits::Mechanisms;
-    use crate::vm::vmm::Accelerator;
     use proptest::prelude::*;
     use serde_json::Value;
     use std::time::Duration;

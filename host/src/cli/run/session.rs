@@ -11,8 +11,8 @@ use crate::api::client::ClientError;
 use crate::api::stream::{CommandStream, StreamEvent};
 use crate::api::types::{Notice, SandboxInfo};
 use crate::causes::in_full;
-use crate::sandbox::Size;
-use crate::sandbox::protection::{Protection, milliseconds};
+use crate::spec::Size;
+use crate::spec::protection::{Protection, milliseconds};
 use crate::sys::terminal::{self, RawMode};
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{

@@ -16,9 +16,7 @@ pub(super) fn wants_more(interpreter: Interpreter, text: &str) -> bool {
         return true;
     }
     match interpreter {
-        Interpreter::Python => {
-            is_open(text, '#', &["\"\"\"", "'''"]) || text.lines().any(opens_block)
-        }
+        Interpreter::Python => is_open(text, '#', &["\"\"\"", "'''"]) || text.lines().any(opens_block),
         Interpreter::Node => is_open(text, '/', &["`"]),
         Interpreter::Bash => opened_by_words(text) > 0 || is_open(text, '#', &["\"", "'"]),
     }

@@ -254,6 +254,37 @@ fn a_copy_goes_where_docker_puts_it() {
 }
 
 #[test]
+fn a_deep_folder_is_packed_with_few_descriptors() {
+    use nix::fcntl::{OFlag, open, openat};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const DEPTH: usize = 1200;
+    let scene = Scene::new();
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut folder = open(&scene.path("in"), flags, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        nix::sys::stat::mkdirat(&folder, "d", Mode::from_bits_truncate(0o755)).unwrap();
+        folder = openat(&folder, "d", flags, Mode::empty()).unwrap();
+    }
+    // After the deepest, on the way up.
+    fs::write(scene.path("in/d/d/e"), "e").unwrap();
+    drop(folder);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+    let mut bytes = Vec::new();
+    let packed = pack(&scene.path("in"), OsStr::new("x"), &mut bytes, &mut |_| ());
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(4096)), hard).unwrap();
+    packed.unwrap();
+    let mut reader = Reader::new(bytes.as_slice());
+    let mut names = Vec::new();
+    while let Some(entry) = reader.next().unwrap() {
+        names.push(entry.name);
+    }
+    assert_eq!(names.len(), 1 + DEPTH + 1);
+    assert_eq!(names.last().unwrap(), b"x/d/d/e");
+    assert_eq!(names[DEPTH].iter().filter(|byte| **byte == b'd').count(), DEPTH);
+}
+
+#[test]
 fn what_is_packed_is_unpacked() {
     let scene = Scene::new();
     let from = scene.path("from");

@@ -1,6 +1,10 @@
 //! What was asked for.
 
-use super::Size;
+pub(crate) mod protection;
+mod size;
+
+pub(crate) use size::Size;
+
 use crate::api::types::{self, CreateRequest};
 use crate::env::{Environment, EnvironmentError, PROJECT, packages};
 use crate::sys::limits::{Cpus, NotCpus};
@@ -258,18 +262,9 @@ impl Spec {
 
     /// Checks what can be checked without looking at the host.
     pub(crate) fn check(self) -> Result<Spec, SpecError> {
-        let least = match self.grade {
-            Grade::Vm => LEAST_VM_MEMORY,
-            Grade::Jail => LEAST_JAIL_MEMORY,
-        };
-        if !(least..=MOST_MEMORY).contains(&self.memory) {
-            return Err(SpecError::Memory { grade: self.grade.name(), least, asked: self.memory });
-        }
+        check_limits(self.grade, Some(self.memory), Some(self.processes))?;
         if self.disk >= self.memory {
             return Err(SpecError::Disk { disk: self.disk, memory: self.memory });
-        }
-        if !(LEAST_PROCESSES..=MOST_PROCESSES).contains(&self.processes) {
-            return Err(SpecError::Processes(self.processes));
         }
         match (self.grade, self.cpus, self.vmm) {
             (Grade::Vm, Some(cpus), _) => {
@@ -283,6 +278,25 @@ impl Spec {
         }
         Share::check_all(&self.shares)?;
         Ok(self)
+    }
+}
+
+/// Refuses limits that a sandbox cannot have, when it is made or later.
+pub(crate) fn check_limits(
+    grade: Grade,
+    memory: Option<Size>,
+    processes: Option<u64>,
+) -> Result<(), SpecError> {
+    let least = match grade {
+        Grade::Vm => LEAST_VM_MEMORY,
+        Grade::Jail => LEAST_JAIL_MEMORY,
+    };
+    if let Some(asked) = memory.filter(|memory| !(least..=MOST_MEMORY).contains(memory)) {
+        return Err(SpecError::Memory { grade: grade.name(), least, asked });
+    }
+    match processes.filter(|processes| !(LEAST_PROCESSES..=MOST_PROCESSES).contains(processes)) {
+        Some(processes) => Err(SpecError::Processes(processes)),
+        None => Ok(()),
     }
 }
 
