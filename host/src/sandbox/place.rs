@@ -143,8 +143,8 @@ impl Site {
     ) -> Result<Place, PlaceError> {
         let dir = self.dir.join(self.id.to_string());
         let hierarchies = match helpers {
-            Helpers::One => Hierarchies::find(),
-            Helpers::Several => Hierarchies::find().without_scopes(),
+            Helpers::One => Hierarchies::recent(),
+            Helpers::Several => Hierarchies::recent().without_scopes(),
         };
         let mechanisms = hierarchies.mechanisms();
         let cgroup = hierarchies.group(&format!("firn-{}", self.id), limits);
