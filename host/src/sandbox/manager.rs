@@ -258,7 +258,8 @@ impl Shared {
             remains: None,
         })?;
         registry.spares.insert(id);
-        Ok(Site { id, dir: self.places.clone(), records: Arc::clone(&self.records) })
+        let records = Arc::clone(&self.records);
+        Ok(Site { id, dir: self.places.clone(), records, ephemeral: false })
     }
 
     /// A spare is gone.
@@ -545,10 +546,15 @@ impl Manager {
             facts,
             remains: None,
         };
-        self.0.records.insert(&record)?;
-        let written = Written { name: record.name, facts: record.facts };
+        let written = Written { name: record.name.clone(), facts: record.facts.clone() };
+        // What is known by a key, or is there already, is written down at once.
+        if life == Life::Ephemeral && spare.is_none() && request.idempotency_key.is_none() {
+            self.0.records.announce(record);
+        } else {
+            self.0.records.insert(&record)?;
+        }
         let state = SandboxState::Starting;
-        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, record.request, written, state);
+        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request.clone(), written, state);
         registry.spares.remove(&id);
         registry.entries.insert(id, Arc::clone(&entry));
         Ok(Registered::New(entry, orders))

@@ -77,8 +77,10 @@ async fn bring_up(
     if entry.life != Life::Ephemeral {
         confirm(&mut sandbox).await?;
     }
-    let remains = serde_json::to_string(&sandbox.remains()).map_err(LaunchError::Remains)?;
-    entry.shared.records.up(entry.id, &remains).map_err(super::place::PlaceError::from)?;
+    if entry.is_kept_track_of() {
+        let remains = serde_json::to_string(&sandbox.remains()).map_err(LaunchError::Remains)?;
+        entry.shared.records.up(entry.id, &remains).map_err(super::place::PlaceError::from)?;
+    }
     failpoint::reached("recorded-up");
     entry.is_up(sandbox.up());
     entry.note("running", None, Details::default());
@@ -262,7 +264,10 @@ async fn terminate(
         synced = orderly => synced,
     };
     failpoint::reached("ending");
-    if forgotten && let Err(error) = entry.shared.records.doom(entry.id) {
+    if forgotten
+        && entry.is_kept_track_of()
+        && let Err(error) = entry.shared.records.doom(entry.id)
+    {
         tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot write the record");
     }
     failpoint::reached("doomed");
