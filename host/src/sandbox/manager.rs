@@ -563,11 +563,13 @@ impl Manager {
     /// The sandbox with this name or id, or whose id alone starts so.
     pub(crate) fn find(&self, reference: &str) -> Result<Handle, OperationError> {
         let registry = self.0.registry();
-        if let Some(entry) = reference.parse().ok().and_then(|id: SandboxId| registry.entries.get(&id)) {
+        let known = || registry.entries.values().filter(|entry| entry.is_known());
+        if let Some(entry) = reference.parse().ok().and_then(|id: SandboxId| registry.entries.get(&id))
+            && entry.is_known()
+        {
             return Ok(Handle(Arc::clone(entry)));
         }
-        let named: Vec<&Arc<Entry>> =
-            registry.entries.values().filter(|entry| entry.written().name == reference).collect();
+        let named: Vec<&Arc<Entry>> = known().filter(|entry| entry.written().name == reference).collect();
         // A name that was given again belongs to the one that is not over.
         let living = named.iter().find(|entry| !entry.status().state.is_over());
         if let Some(entry) = living.or(match &named[..] {
@@ -579,7 +581,7 @@ impl Manager {
         let starts =
             |entry: &&Arc<Entry>| !reference.is_empty() && entry.id.to_string().starts_with(reference);
         let fitting: Vec<&Arc<Entry>> =
-            if named.is_empty() { registry.entries.values().filter(starts).collect() } else { named };
+            if named.is_empty() { known().filter(starts).collect() } else { named };
         match &fitting[..] {
             [] => Err(OperationError::NotFound(reference.to_owned())),
             [one] => Ok(Handle(Arc::clone(one))),
@@ -607,6 +609,7 @@ impl Manager {
             .registry()
             .entries
             .values()
+            .filter(|entry| entry.is_known())
             .filter(|entry| owner.is_none() || entry.request.owner.as_deref() == owner)
             .cloned()
             .collect();
@@ -637,7 +640,7 @@ impl Manager {
 
     /// Forgets those that are over.
     pub(crate) async fn prune(&self, by: Option<Caller>) -> Vec<SandboxId> {
-        let over = |entry: &&Arc<Entry>| entry.status().state.is_over();
+        let over = |entry: &&Arc<Entry>| entry.is_known() && entry.status().state.is_over();
         let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().filter(over).cloned().collect();
         let mut pruned = Vec::new();
         for entry in entries {
