@@ -177,7 +177,8 @@ async fn serve(
         state = %config.state_dir.display(),
         "ready"
     );
-    let serving = server::serve(socket, service.clone(), connections.clone());
+    // Where connections are accepted they are served: not in this thread, which only waits.
+    let serving = tokio::spawn(server::serve(socket, service.clone(), connections.clone()));
     let ending = async {
         let reason = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -196,7 +197,7 @@ async fn serve(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = serving => {}
+        _ = serving => {}
         () = ending => {}
     }
     tracing::info!("stopped");

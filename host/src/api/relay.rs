@@ -449,13 +449,15 @@ async fn end_run(
         }
     };
     let end = async {
-        if orderly && shares {
-            let finished = handle.finish(by).await;
-            if let Err(error) = finished {
-                let _ = handle.destroy(by).await;
-                return Err(error);
-            }
-            return Ok(());
+        if orderly {
+            return match handle.finish(by).await {
+                Err(error) if shares => {
+                    let _ = handle.destroy(by).await;
+                    Err(error)
+                }
+                // There was nothing left to lose.
+                Ok(()) | Err(_) => Ok(()),
+            };
         }
         match handle.destroy(by).await {
             // It may have ended, and been forgotten, by itself.

@@ -79,6 +79,42 @@ enum Command {
     Completions(Completions),
 }
 
+/// The same with the verbs that are used most, and nothing else: to put all verbs together takes longer
+/// than to ask the daemon.
+#[derive(Debug, Parser)]
+#[command(name = "firn", disable_help_subcommand = true)]
+struct Brief {
+    #[arg(long, global = true)]
+    no_autostart: bool,
+
+    #[command(subcommand)]
+    command: BriefCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BriefCommand {
+    Run(Box<run::Run>),
+    Exec(Box<exec::Exec>),
+}
+
+impl Cli {
+    /// What the process was started with.
+    fn read() -> Result<Cli, clap::Error> {
+        let verb = std::env::args_os().nth(1);
+        if verb.is_some_and(|verb| verb == "run" || verb == "exec")
+            && let Ok(Brief { no_autostart, command }) = Brief::try_parse()
+        {
+            let command = match command {
+                BriefCommand::Run(run) => Command::Run(run),
+                BriefCommand::Exec(exec) => Command::Exec(exec),
+            };
+            return Ok(Cli { no_autostart, command });
+        }
+        // It is also what explains mistakes, and itself.
+        Cli::try_parse()
+    }
+}
+
 /// Print a completion script for a shell.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  firn completions bash > /etc/bash_completion.d/firn")]
@@ -93,7 +129,7 @@ mod doctor;
 pub fn main() -> ExitCode {
     // Folders are made with the permissions they need: root's helpers pass through some as strangers.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         // clap prints help on stdout and mistakes on stderr, in the terminal's width and colours.
         Err(error) => {

@@ -14,7 +14,9 @@ use crate::spec::Spec;
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;
-use crate::sys::process::{Helper, HelperCommand, Pids, ProcessError, ProcessId, Reports, Role, Station};
+use crate::sys::process::{
+    Helper, HelperCommand, Mounts, Pids, ProcessError, ProcessId, Reports, Role, Station, Unmounting,
+};
 use crate::sys::socket;
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
@@ -214,6 +216,11 @@ impl Jail {
         Dialer::Unix(self.socket.clone())
     }
 
+    /// Whether all files in its folder are ours: few, and soon removed.
+    pub(crate) fn is_lean(&self) -> bool {
+        self.boundary == Boundary::Namespace
+    }
+
     /// The processes that all others of it are below.
     pub(crate) fn processes(&self) -> Vec<ProcessId> {
         vec![self.helper.id()]
@@ -234,8 +241,18 @@ impl Jail {
         cgroup.thaw()
     }
 
-    /// Ends it at once and waits until no process is left. `cgroup` is its group.
-    pub(crate) async fn destroy(self, cgroup: &Cgroup) {
+    /// Ends it at once and waits until no process is left; before it waits it does something else. `cgroup`
+    /// is its group. What is not yet unmounted is the result's to unmount.
+    pub(crate) async fn destroy(
+        self,
+        cgroup: &Cgroup,
+        unmounting: Unmounting,
+        meanwhile: impl FnOnce(),
+    ) -> Mounts {
+        let mounts = match self.boundary {
+            Boundary::Namespace => self.helper.begin_kill(unmounting),
+            Boundary::Wrapper => Mounts::default(),
+        };
         // What is frozen cannot be asked, and with version 1 not even be killed.
         let _ = cgroup.thaw();
         if self.boundary == Boundary::Wrapper {
@@ -243,6 +260,8 @@ impl Jail {
             let asked = async { self.dialer().dial().await?.shutdown(WRAPPER_PATIENCE).await };
             let _ = tokio::time::timeout(WRAPPER_PATIENCE, asked).await;
         }
+        meanwhile();
         self.helper.kill().await;
+        mounts
     }
 }

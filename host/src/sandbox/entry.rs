@@ -137,7 +137,9 @@ impl Entry {
 
     /// Where it makes its place.
     pub(super) fn site(&self) -> Site {
-        Site { id: self.id, dir: self.shared.places.clone(), records: Arc::clone(&self.shared.records) }
+        let Shared { places, records, .. } = &*self.shared;
+        let ephemeral = !self.is_kept_track_of();
+        Site { id: self.id, dir: places.clone(), records: Arc::clone(records), ephemeral }
     }
 
     /// Its logs.
@@ -203,12 +205,22 @@ impl Entry {
 
     /// It has ended, and is forgotten: also by the registry.
     pub(super) fn is_gone(&self, end: Option<Arc<Ended>>) {
+        self.forget();
+        self.tell_gone(end);
+    }
+
+    /// Forgets it.
+    pub(super) fn forget(&self) {
         if let Err(error) = self.shared.records.remove(self.id) {
             // Nothing is left that it speaks of: the next daemon finds that out.
             tracing::warn!(sandbox = %self.id, error = in_full(&error), "cannot remove the record");
         }
         self.logs().remove();
         self.shared.forget(self.id);
+    }
+
+    /// Tells whoever waits that it has ended and is, or is about to be, forgotten.
+    pub(super) fn tell_gone(&self, end: Option<Arc<Ended>>) {
         self.status.send_modify(|status| {
             status.state = status.state.after(Occurrence::Stopped);
             status.up = None;
@@ -217,8 +229,21 @@ impl Entry {
         });
     }
 
+    /// Whether it can be found.
+    pub(super) fn is_known(&self) -> bool {
+        !self.status.borrow().gone
+    }
+
+    /// Whether what becomes of it is written down: not if the next daemon only removes it.
+    pub(super) fn is_kept_track_of(&self) -> bool {
+        self.life != Life::Ephemeral
+    }
+
     /// Writes down what is known of it.
     pub(super) fn save_facts(&self) -> Result<(), RecordsError> {
+        if !self.is_kept_track_of() {
+            return Ok(());
+        }
         let Written { name, facts } = self.written().clone();
         self.shared.records.set_facts(self.id, &name, &facts)
     }
@@ -235,6 +260,9 @@ impl Entry {
     }
 
     fn save_state(&self) {
+        if !self.is_kept_track_of() {
+            return;
+        }
         let state = self.status.borrow().state;
         let facts = self.written().facts.clone();
         if let Err(error) = self.shared.records.set_state(self.id, state, &facts) {

@@ -20,7 +20,7 @@ use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
-use crate::sys::process::{ProcessId, Station};
+use crate::sys::process::{Mounts, ProcessId, Station, Unmounting};
 use crate::view::export::Export;
 use crate::view::{Share, View, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
@@ -438,14 +438,32 @@ impl Sandbox {
         place.release();
     }
 
-    /// Ends it. Nothing is left when this returns.
-    pub(crate) async fn destroy(self) {
-        let Sandbox { inside, place, .. } = self;
+    /// Ends it. Nothing is left when this returns, but maybe what only the sandbox has seen, which is none of
+    /// the caller's folders: that goes with the result.
+    pub(crate) async fn destroy(self) -> Mounts {
+        let Sandbox { inside, place, facts, .. } = self;
+        let mut mounts = Mounts::default();
         match inside {
             Inside::Vm(vm) => vm.destroy(place.cgroup()).await,
-            Inside::Jail(jail) => jail.destroy(place.cgroup()).await,
+            Inside::Jail(jail) => {
+                let lean = jail.is_lean();
+                let meanwhile = || {
+                    if lean {
+                        // What does not work is tried again below.
+                        let _ = place.remove_folder();
+                    }
+                };
+                let unmounting = if facts.shares { Unmounting::First } else { Unmounting::Later };
+                mounts = jail.destroy(place.cgroup(), unmounting, meanwhile).await;
+                if lean && place.is_vacant() {
+                    // Less than it takes to have another thread do it.
+                    drop(place);
+                    return mounts;
+                }
+            }
         }
         remove(place).await;
+        mounts
     }
 }
 

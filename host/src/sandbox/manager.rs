@@ -258,7 +258,8 @@ impl Shared {
             remains: None,
         })?;
         registry.spares.insert(id);
-        Ok(Site { id, dir: self.places.clone(), records: Arc::clone(&self.records) })
+        let records = Arc::clone(&self.records);
+        Ok(Site { id, dir: self.places.clone(), records, ephemeral: false })
     }
 
     /// A spare is gone.
@@ -560,10 +561,15 @@ impl Manager {
             facts,
             remains: None,
         };
-        self.0.records.insert(&record)?;
-        let written = Written { name: record.name, facts: record.facts };
+        let written = Written { name: record.name.clone(), facts: record.facts.clone() };
+        // What is known by a key, or is there already, is written down at once.
+        if life == Life::Ephemeral && spare.is_none() && request.idempotency_key.is_none() {
+            self.0.records.announce(record);
+        } else {
+            self.0.records.insert(&record)?;
+        }
         let state = SandboxState::Starting;
-        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, record.request, written, state);
+        let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request.clone(), written, state);
         registry.spares.remove(&id);
         registry.entries.insert(id, Arc::clone(&entry));
         Ok(Registered::New(entry, orders))
@@ -572,11 +578,13 @@ impl Manager {
     /// The sandbox with this name or id, or whose id alone starts so.
     pub(crate) fn find(&self, reference: &str) -> Result<Handle, OperationError> {
         let registry = self.0.registry();
-        if let Some(entry) = reference.parse().ok().and_then(|id: SandboxId| registry.entries.get(&id)) {
+        let known = || registry.entries.values().filter(|entry| entry.is_known());
+        if let Some(entry) = reference.parse().ok().and_then(|id: SandboxId| registry.entries.get(&id))
+            && entry.is_known()
+        {
             return Ok(Handle(Arc::clone(entry)));
         }
-        let named: Vec<&Arc<Entry>> =
-            registry.entries.values().filter(|entry| entry.written().name == reference).collect();
+        let named: Vec<&Arc<Entry>> = known().filter(|entry| entry.written().name == reference).collect();
         // A name that was given again belongs to the one that is not over.
         let living = named.iter().find(|entry| !entry.status().state.is_over());
         if let Some(entry) = living.or(match &named[..] {
@@ -588,7 +596,7 @@ impl Manager {
         let starts =
             |entry: &&Arc<Entry>| !reference.is_empty() && entry.id.to_string().starts_with(reference);
         let fitting: Vec<&Arc<Entry>> =
-            if named.is_empty() { registry.entries.values().filter(starts).collect() } else { named };
+            if named.is_empty() { known().filter(starts).collect() } else { named };
         match &fitting[..] {
             [] => Err(OperationError::NotFound(reference.to_owned())),
             [one] => Ok(Handle(Arc::clone(one))),
@@ -616,6 +624,7 @@ impl Manager {
             .registry()
             .entries
             .values()
+            .filter(|entry| entry.is_known())
             .filter(|entry| owner.is_none() || entry.request.owner.as_deref() == owner)
             .cloned()
             .collect();
@@ -646,7 +655,7 @@ impl Manager {
 
     /// Forgets those that are over.
     pub(crate) async fn prune(&self, by: Option<Caller>) -> Vec<SandboxId> {
-        let over = |entry: &&Arc<Entry>| entry.status().state.is_over();
+        let over = |entry: &&Arc<Entry>| entry.is_known() && entry.status().state.is_over();
         let entries: Vec<Arc<Entry>> = self.0.registry().entries.values().filter(over).cloned().collect();
         let mut pruned = Vec::new();
         for entry in entries {
@@ -778,7 +787,7 @@ mod tests {
                 remains: None,
             };
             records.insert(&record).unwrap();
-            records.add(id, &Resource::Folder { path: left.clone() }).unwrap();
+            records.add(id, &[Resource::Folder { path: left.clone() }]).unwrap();
         }
         let _ = place::prepare(&dir.path().join("run")).unwrap();
         // No folder: it cannot be removed as one.

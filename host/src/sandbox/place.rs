@@ -85,6 +85,8 @@ pub(crate) struct Site {
     pub(crate) dir: PathBuf,
     /// Where all of it is written down first.
     pub(crate) records: Arc<Records>,
+    /// Whether its record goes with it.
+    pub(crate) ephemeral: bool,
 }
 
 /// What another daemon needs to take a place over.
@@ -143,13 +145,13 @@ impl Site {
     ) -> Result<Place, PlaceError> {
         let dir = self.dir.join(self.id.to_string());
         let hierarchies = match helpers {
-            Helpers::One => Hierarchies::find(),
-            Helpers::Several => Hierarchies::find().without_scopes(),
+            Helpers::One => Hierarchies::recent(),
+            Helpers::Several => Hierarchies::recent().without_scopes(),
         };
         let mechanisms = hierarchies.mechanisms();
         let cgroup = hierarchies.group(&format!("firn-{}", self.id), limits);
-        self.records.add(self.id, &Resource::Folder { path: dir.clone() })?;
-        self.records.add(self.id, &Resource::Cgroup { paths: cgroup.paths() })?;
+        let folder = Resource::Folder { path: dir.clone() };
+        self.records.add(self.id, &[folder, Resource::Cgroup { paths: cgroup.paths() }])?;
         failpoint::reached("place-recorded");
         fs::DirBuilder::new().mode(folder_mode()).create(&dir).map_err(failed("make", &dir))?;
         failpoint::reached("folder-made");
@@ -261,7 +263,7 @@ impl Place {
     /// Writes down a process that is about to run in it.
     pub(crate) fn record(&self, name: &str, id: ProcessId) -> io::Result<()> {
         let process = Resource::Process { name: name.to_owned(), id };
-        self.site.records.add(self.site.id, &process).map_err(io::Error::other)?;
+        self.site.records.add(self.site.id, &[process]).map_err(io::Error::other)?;
         failpoint::reached("process-recorded");
         Ok(())
     }
@@ -279,6 +281,16 @@ impl Place {
         Ok(sockets)
     }
 
+    /// Removes its folder, whoever has what in it open.
+    pub(crate) fn remove_folder(&self) -> Result<(), PlaceError> {
+        gone(fs::remove_dir_all(&self.dir)).map_err(failed("remove", &self.dir))
+    }
+
+    /// Whether its control group was empty, and is removed by now.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.cgroup.remove().is_ok()
+    }
+
     /// Leaves it as it is, for another daemon.
     pub(crate) fn release(mut self) {
         self.ours = false;
@@ -286,8 +298,10 @@ impl Place {
 
     fn remove(&self) -> Result<(), PlaceError> {
         remove_cgroup(&self.cgroup)?;
-        gone(fs::remove_dir_all(&self.dir)).map_err(failed("remove", &self.dir))?;
-        self.site.records.clear(self.site.id)?;
+        self.remove_folder()?;
+        if !self.site.ephemeral {
+            self.site.records.clear(self.site.id)?;
+        }
         Ok(())
     }
 }

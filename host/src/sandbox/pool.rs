@@ -69,6 +69,9 @@ impl Pool {
 
     /// A spare that fits, if there is one.
     pub(super) async fn take(&self, spec: &Spec) -> Option<Spare> {
+        if spec.grade == Grade::Jail && self.level.borrow().jail.ready == 0 {
+            return None;
+        }
         let (answer, answered) = oneshot::channel();
         self.asks.send(Ask::Take(Box::new(spec.clone()), answer)).await.ok()?;
         answered.await.ok()?

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Whatever could be left behind (a folder, a control group, a process) is in `resource` before it is
-//! made, and only what is there is ever touched. A commit is not waited for to reach the disk
+//! made, and only what is there is ever touched. An ephemeral sandbox, which no daemon takes over, is
+//! written down with the first thing that it has, and then left as it is until it is forgotten. A commit is not waited for to reach the disk
 //! (`synchronous = NORMAL` with a write-ahead log survives the end of the process, and what a power cut
 //! takes with it are the sandboxes themselves).
 
@@ -19,6 +20,7 @@ use crate::sys::process::ProcessId;
 use rusqlite::{Connection, Row, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -55,6 +57,9 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     INSERT INTO daemon (only, generation) VALUES (1, 0);
 "];
+
+/// How many statements stay prepared: more than there are.
+const STATEMENTS: usize = 32;
 
 /// The version that the last step leads to.
 const FORMAT: u32 = MIGRATIONS.len() as u32;
@@ -199,9 +204,16 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Records {
     dir: PathBuf,
-    database: Mutex<Connection>,
+    tables: Mutex<Tables>,
     /// Of this start of a daemon: no two have the same.
     generation: u64,
+}
+
+#[derive(Debug)]
+struct Tables {
+    database: Connection,
+    /// Sandboxes that have nothing yet: see [`Records::announce`].
+    announced: BTreeMap<SandboxId, Record>,
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordsError {
@@ -253,7 +265,9 @@ impl Records {
             Ok(generation.unsigned_abs())
         };
         let generation = upgrade(&mut database).map_err(failed("upgrade"))?;
-        Ok(Records { dir: dir.to_owned(), database: Mutex::new(database), generation })
+        database.set_prepared_statement_cache_capacity(STATEMENTS);
+        let tables = Mutex::new(Tables { database, announced: BTreeMap::new() });
+        Ok(Records { dir: dir.to_owned(), tables, generation })
     }
 
     /// The folder.
@@ -266,12 +280,14 @@ impl Records {
         self.generation
     }
 
-    fn database(&self) -> MutexGuard<'_, Connection> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<usize>) -> Result<(), RecordsError> {
-        work(&self.database()).map(drop).map_err(|source| self.failed("write", source))
+    fn write(&self, statement: &str, params: impl rusqlite::Params) -> Result<(), RecordsError> {
+        let tables = self.tables();
+        let written = tables.database.prepare_cached(statement).and_then(|mut row| row.execute(params));
+        written.map(drop).map_err(|source| self.failed("write", source))
     }
 
     fn failed(&self, action: &'static str, source: rusqlite::Error) -> RecordsError {
@@ -281,41 +297,38 @@ impl Records {
     /// Writes a new sandbox down, before anything of it is made: or what a spare of the pool is to be from
     /// now on.
     pub(crate) fn insert(&self, record: &Record) -> Result<(), RecordsError> {
-        self.write(|database| {
-            database.execute(
-                "INSERT INTO sandbox (id, name, owner, idempotency_key, life, state, boot, request, facts)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-                 ON CONFLICT (id) DO UPDATE SET
-                     name = ?2, owner = ?3, idempotency_key = ?4, life = ?5, state = ?6, boot = ?7,
-                     request = ?8, facts = ?9",
-                params![
-                    record.id.number(),
-                    record.name,
-                    record.request.owner,
-                    record.request.idempotency_key,
-                    json(&record.life)?,
-                    json(&record.state)?,
-                    record.boot,
-                    json(&record.request)?,
-                    json(&record.facts)?,
-                ],
-            )
-        })
+        insert(&self.tables().database, record).map_err(|source| self.failed("write", source))
     }
 
-    /// Writes down what a sandbox is about to have.
-    pub(crate) fn add(&self, id: SandboxId, resource: &Resource) -> Result<(), RecordsError> {
-        self.write(|database| add(database, id, resource))
+    /// Has a new sandbox written down together with the first that it is about to have. A daemon that is
+    /// killed before that has made nothing of it.
+    pub(crate) fn announce(&self, record: Record) {
+        self.tables().announced.insert(record.id, record);
+    }
+
+    /// Writes down what a sandbox is about to have: all of it, or nothing.
+    pub(crate) fn add(&self, id: SandboxId, resources: &[Resource]) -> Result<(), RecordsError> {
+        let mut tables = self.tables();
+        let announced = tables.announced.remove(&id);
+        let mut write = || {
+            if let (None, [resource]) = (&announced, resources) {
+                return add(&tables.database, id, resource);
+            }
+            let transaction = tables.database.transaction()?;
+            announced.iter().try_for_each(|record| insert(&transaction, record))?;
+            resources.iter().try_for_each(|resource| add(&transaction, id, resource))?;
+            transaction.commit()
+        };
+        write().map_err(|source| self.failed("write", source))
     }
 
     /// Writes down that it has come up, and what it takes to take it over.
     pub(crate) fn up(&self, id: SandboxId, remains: &str) -> Result<(), RecordsError> {
-        self.write(|database| {
-            database.execute(
-                "UPDATE sandbox SET state = ?2, remains = ?3 WHERE id = ?1",
-                params![id.number(), json(&SandboxState::Running)?, remains],
-            )
-        })
+        let state = json(&SandboxState::Running).map_err(|source| self.failed("write", source))?;
+        self.write(
+            "UPDATE sandbox SET state = ?2, remains = ?3 WHERE id = ?1",
+            params![id.number(), state, remains],
+        )
     }
 
     /// Writes down what it does now.
@@ -325,45 +338,47 @@ impl Records {
         state: SandboxState,
         facts: &Facts,
     ) -> Result<(), RecordsError> {
-        self.write(|database| {
-            database.execute(
-                "UPDATE sandbox SET state = ?2, facts = ?3 WHERE id = ?1",
-                params![id.number(), json(&state)?, json(facts)?],
-            )
-        })
+        let written = json(&state).and_then(|state| Ok((state, json(facts)?)));
+        let (state, facts) = written.map_err(|source| self.failed("write", source))?;
+        self.write(
+            "UPDATE sandbox SET state = ?2, facts = ?3 WHERE id = ?1",
+            params![id.number(), state, facts],
+        )
     }
 
     /// Writes down what is known of it now.
     pub(crate) fn set_facts(&self, id: SandboxId, name: &str, facts: &Facts) -> Result<(), RecordsError> {
-        self.write(|database| {
-            database.execute(
-                "UPDATE sandbox SET name = ?2, facts = ?3 WHERE id = ?1",
-                params![id.number(), name, json(facts)?],
-            )
-        })
+        let facts = json(facts).map_err(|source| self.failed("write", source))?;
+        self.write(
+            "UPDATE sandbox SET name = ?2, facts = ?3 WHERE id = ?1",
+            params![id.number(), name, facts],
+        )
     }
 
     /// Writes down that it is being destroyed: whoever finds this finishes it.
     pub(crate) fn doom(&self, id: SandboxId) -> Result<(), RecordsError> {
-        self.write(|database| database.execute("UPDATE sandbox SET doomed = 1 WHERE id = ?1", [id.number()]))
+        self.write("UPDATE sandbox SET doomed = 1 WHERE id = ?1", [id.number()])
     }
 
     /// Forgets what a sandbox had: it is gone.
     pub(crate) fn clear(&self, id: SandboxId) -> Result<(), RecordsError> {
-        self.write(|database| database.execute("DELETE FROM resource WHERE sandbox = ?1", [id.number()]))
+        self.write("DELETE FROM resource WHERE sandbox = ?1", [id.number()])
     }
 
-    /// Forgets it.
+    /// Forgets it, and what it had.
     pub(crate) fn remove(&self, id: SandboxId) -> Result<(), RecordsError> {
-        self.write(|database| database.execute("DELETE FROM sandbox WHERE id = ?1", [id.number()]))
+        if self.tables().announced.remove(&id).is_some() {
+            return Ok(());
+        }
+        self.write("DELETE FROM sandbox WHERE id = ?1", [id.number()])
     }
 
     /// What a sandbox has, in the order in which it was made.
     pub(crate) fn resources(&self, id: SandboxId) -> Result<Vec<Resource>, RecordsError> {
-        let database = self.database();
+        let tables = self.tables();
         let read = || {
             let mut rows =
-                database.prepare("SELECT body FROM resource WHERE sandbox = ?1 ORDER BY sequence")?;
+                tables.database.prepare("SELECT body FROM resource WHERE sandbox = ?1 ORDER BY sequence")?;
             rows.query_map([id.number()], |row| row.get::<_, String>(0))?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
@@ -373,10 +388,11 @@ impl Records {
 
     /// All sandboxes. A row that cannot be read is told apart, and left alone.
     pub(crate) fn all(&self) -> Result<Vec<Result<Record, RecordsError>>, RecordsError> {
-        let database = self.database();
+        let tables = self.tables();
         let read = || {
             let columns = "id, name, life, state, doomed, boot, request, facts, remains";
-            let mut rows = database.prepare(&format!("SELECT {columns} FROM sandbox ORDER BY rowid"))?;
+            let mut rows =
+                tables.database.prepare(&format!("SELECT {columns} FROM sandbox ORDER BY rowid"))?;
             rows.query_map((), columns_of)?.collect::<rusqlite::Result<Vec<_>>>()
         };
         let rows = read().map_err(|source| self.failed("read", source))?;
@@ -387,14 +403,36 @@ impl Records {
     #[cfg(test)]
     pub(crate) fn has(&self, id: SandboxId) -> bool {
         let query = "SELECT 1 FROM sandbox WHERE id = ?1";
-        self.database().query_row(query, [id.number()], |_| Ok(())).is_ok()
+        self.tables().database.query_row(query, [id.number()], |_| Ok(())).is_ok()
     }
 }
 
-fn add(database: &Connection, id: SandboxId, resource: &Resource) -> rusqlite::Result<usize> {
+fn insert(database: &Connection, record: &Record) -> rusqlite::Result<()> {
+    let statement =
+        "INSERT INTO sandbox (id, name, owner, idempotency_key, life, state, boot, request, facts)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (id) DO UPDATE SET
+             name = ?2, owner = ?3, idempotency_key = ?4, life = ?5, state = ?6, boot = ?7,
+             request = ?8, facts = ?9";
+    let row = params![
+        record.id.number(),
+        record.name,
+        record.request.owner,
+        record.request.idempotency_key,
+        json(&record.life)?,
+        json(&record.state)?,
+        record.boot,
+        json(&record.request)?,
+        json(&record.facts)?,
+    ];
+    database.prepare_cached(statement)?.execute(row).map(drop)
+}
+
+fn add(database: &Connection, id: SandboxId, resource: &Resource) -> rusqlite::Result<()> {
     database
         .prepare_cached("INSERT INTO resource (sandbox, body) VALUES (?1, ?2)")?
         .execute(params![id.number(), json(resource)?])
+        .map(drop)
 }
 
 fn json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -476,8 +514,7 @@ mod tests {
         let folder = Resource::Folder { path: "/a".into() };
         let process = Resource::Process { name: "qemu".into(), id: ProcessId::ours() };
         records.insert(&record(5)).unwrap();
-        records.add(SandboxId::from_number(5), &folder).unwrap();
-        records.add(SandboxId::from_number(5), &process).unwrap();
+        records.add(SandboxId::from_number(5), &[folder.clone(), process.clone()]).unwrap();
         records.up(SandboxId::from_number(5), "{}").unwrap();
         records.doom(SandboxId::from_number(5)).unwrap();
         drop(records);
@@ -495,6 +532,25 @@ mod tests {
         records.remove(found.id).unwrap();
         assert!(!records.has(found.id));
         assert!(records.resources(found.id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_announced_is_written_down_with_the_first_that_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("state")).unwrap();
+        let id = SandboxId::from_number(5);
+        records.announce(record(5));
+        assert!(!records.has(id));
+        records.remove(id).unwrap();
+        let folder = Resource::Folder { path: "/a".into() };
+        // Nobody speaks of it any more: what it had would be without an owner.
+        assert!(records.add(id, &[folder.clone()]).is_err());
+        records.announce(record(5));
+        records.add(id, &[folder.clone()]).unwrap();
+        assert!(records.has(id));
+        assert_eq!(records.resources(id).unwrap(), [folder]);
+        records.remove(id).unwrap();
+        assert!(!records.has(id) && records.resources(id).unwrap().is_empty());
     }
 
     #[test]
@@ -533,7 +589,7 @@ mod tests {
         let records = Records::open(&dir.path().join("state")).unwrap();
         records.insert(&record(1)).unwrap();
         records.insert(&record(2)).unwrap();
-        records.database().execute("UPDATE sandbox SET facts = '[' WHERE id = 1", ()).unwrap();
+        records.tables().database.execute("UPDATE sandbox SET facts = '[' WHERE id = 1", ()).unwrap();
         let all = records.all().unwrap();
         assert!(matches!(&all[..], [Err(RecordsError::Damaged { .. }), Ok(_)]));
     }

@@ -77,8 +77,10 @@ async fn bring_up(
     if entry.life != Life::Ephemeral {
         confirm(&mut sandbox).await?;
     }
-    let remains = serde_json::to_string(&sandbox.remains()).map_err(LaunchError::Remains)?;
-    entry.shared.records.up(entry.id, &remains).map_err(super::place::PlaceError::from)?;
+    if entry.is_kept_track_of() {
+        let remains = serde_json::to_string(&sandbox.remains()).map_err(LaunchError::Remains)?;
+        entry.shared.records.up(entry.id, &remains).map_err(super::place::PlaceError::from)?;
+    }
     failpoint::reached("recorded-up");
     entry.is_up(sandbox.up());
     entry.note("running", None, Details::default());
@@ -211,7 +213,7 @@ async fn live(entry: &Arc<Entry>, mut sandbox: Sandbox, mut orders: mpsc::Receiv
         End::Itself(ended) => {
             let ended = sandbox.why(ended);
             entry.leave_console(sandbox.console());
-            sandbox.destroy().await;
+            drop(sandbox.destroy().await);
             over(entry, ended).await;
         }
         End::Asked(termination) => terminate(entry, sandbox, termination, &mut terminations).await,
@@ -262,15 +264,27 @@ async fn terminate(
         synced = orderly => synced,
     };
     failpoint::reached("ending");
-    if forgotten && let Err(error) = entry.shared.records.doom(entry.id) {
+    if forgotten
+        && entry.is_kept_track_of()
+        && let Err(error) = entry.shared.records.doom(entry.id)
+    {
         tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot write the record");
     }
     failpoint::reached("doomed");
     let unsynced = synced.err().map(|ended| sandbox.why(ended)).map(Arc::new);
-    sandbox.destroy().await;
+    let mounts = sandbox.destroy().await;
     failpoint::reached("destroyed");
     if forgotten {
-        entry.is_gone(unsynced);
+        if entry.is_kept_track_of() {
+            entry.is_gone(unsynced);
+        } else {
+            // Nothing of it is left but its record, which says nothing that matters, and an empty file system
+            // that nobody can reach: whoever waits is not to wait for these as well.
+            entry.tell_gone(unsynced);
+            tokio::task::yield_now().await;
+            drop(mounts);
+            entry.forget();
+        }
         entry.note("destroyed", None, Details::default());
         return;
     }

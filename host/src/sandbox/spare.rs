@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::env::Environment;
 use crate::jail::Jail;
 use crate::spec::{Degraded, Grade, Spec};
+use crate::sys::process::Unmounting;
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
 
@@ -91,7 +92,7 @@ impl Spare {
         let Spare { kind, place, .. } = self;
         match kind {
             Kind::Vm(guest, _) => guest.destroy().await,
-            Kind::Jail(jail) => jail.destroy(place.cgroup()).await,
+            Kind::Jail(jail) => drop(jail.destroy(place.cgroup(), Unmounting::First, || {}).await),
         }
         launch::remove(place).await;
     }

@@ -228,7 +228,7 @@ impl Bubblewrap {
     ) -> Result<HelperCommand, ProcessError> {
         let failed = |source| ProcessError::Start { name: role.name, program: program.to_owned(), source };
         for filter in seccomp::filters(confined).map_err(io::Error::other).map_err(failed)? {
-            let fd = self.pass(in_memory(&filter).map_err(failed)?);
+            let fd = self.pass(in_memory(filter).map_err(failed)?);
             self.flags(&["--add-seccomp-fd", &fd.to_string()]);
         }
         let mut list = Vec::new();

@@ -169,14 +169,19 @@ impl Cgroup {
         }
     }
 
+    /// Removes it, if nothing is in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        // One after the other, whatever becomes of each.
+        let failures: Vec<io::Error> = self.dirs.iter().filter_map(|dir| dir.remove().err()).collect();
+        failures.into_iter().next().map_or(Ok(()), Err)
+    }
+
     /// Kills every process in the group and removes it. Waits at most `patience`.
     pub(crate) fn destroy(&self, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
         loop {
-            // One after the other, whatever becomes of each.
-            let failures: Vec<io::Error> = self.dirs.iter().filter_map(|dir| dir.remove().err()).collect();
-            let Some(error) = failures.into_iter().next() else { return Ok(()) };
+            let Err(error) = self.remove() else { return Ok(()) };
             if Instant::now() > deadline {
                 return Err(error);
             }

@@ -183,10 +183,16 @@ impl Process {
 
     /// Kills the processes whose parent it is.
     pub(super) fn kill_children(&self) {
+        self.kill_children_after(|_child| {});
+    }
+
+    /// The same. `last` is given each before it is killed.
+    pub(super) fn kill_children_after(&self, mut last: impl FnMut(u32)) {
         for child in children(self.id.pid) {
             let Ok(pidfd) = pidfd_open(child) else { continue };
             // Asked now: the number cannot become another's any more.
             if Stat::of(child).is_some_and(|stat| stat.parent == self.id.pid) && !self.has_ended() {
+                last(child);
                 let _ = send_kill(&pidfd);
             }
         }

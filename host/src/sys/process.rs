@@ -99,6 +99,21 @@ pub(crate) enum Reports {
     Nothing,
 }
 
+/// When what only a program sees is unmounted, of one that is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unmounting {
+    /// Before the program has ended.
+    First,
+    /// With [`Mounts`]: it takes as long as all the rest of an end.
+    Later,
+}
+
+/// What only a program saw that was killed, and may by now be unmounted: dropping this does it, if nothing
+/// else has.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Mounts(Vec<File>);
+
 /// How a helper ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -163,6 +178,8 @@ pub(crate) struct Helper {
     name: &'static str,
     id: ProcessId,
     process: Held,
+    /// Whose end comes with its own.
+    pids: Pids,
     output: Tail,
     status: PathBuf,
 }
@@ -204,8 +221,10 @@ impl HelperCommand {
         let log = log_path(station.folder, role);
         let to_log = make_fifo(&log).map_err(failed)?;
         let output = open_fifo(&log).and_then(Tail::follow).map_err(failed)?;
+        let pids = self.pids;
         let process = self.spawn(station, to_log).map_err(failed)?;
-        Ok(Helper { name: role.name, id: process.id(), process: Held(Some(process)), output, status })
+        let (id, process) = (process.id(), Held(Some(process)));
+        Ok(Helper { name: role.name, id, process, pids, output, status })
     }
 
     fn spawn(self, station: Station<'_>, log: OwnedFd) -> io::Result<Process> {
@@ -355,7 +374,8 @@ impl Helper {
         let Some(process) = Process::adopt(id).map_err(failed)? else { return Ok(None) };
         let output = open_fifo(&log_path(folder, role)).and_then(Tail::follow).map_err(failed)?;
         let (process, status) = (Held(Some(process)), status_path(folder, role));
-        Ok(Some(Helper { name: role.name, id, process, output, status }))
+        // Which it has nobody says: what is below it is looked for.
+        Ok(Some(Helper { name: role.name, id, process, pids: Pids::Shared, output, status }))
     }
 
     /// Lets it live on without us.
@@ -402,10 +422,34 @@ impl Helper {
         std::iter::once(pid).chain(crate::sys::pidfd::children(pid)).collect()
     }
 
-    /// Kills it, if it still runs, and waits until it is gone: the program first, whose end its
-    /// monitor waits for, so that both are gone when this returns.
+    /// Has the kernel begin to end it, where that needs nothing else: with its pid namespace. The program
+    /// takes longest, and is not to wait for its monitor; nor for what it sees to be unmounted, if that may
+    /// come later.
+    pub(crate) fn begin_kill(&self, unmounting: Unmounting) -> Mounts {
+        let mut mounts = Mounts::default();
+        if let (Pids::Own, Some(process)) = (self.pids, self.process()) {
+            process.kill_children_after(|program| {
+                if unmounting == Unmounting::Later {
+                    // It only takes longer without.
+                    mounts.0.extend(File::open(format!("/proc/{program}/ns/mnt")));
+                }
+            });
+            process.kill();
+        }
+        mounts
+    }
+
+    /// Kills it, if it still runs, and waits until it is gone: with all that is in its pid namespace, if it
+    /// has its own; otherwise the program first, whose end its monitor waits for, so that both are gone when
+    /// this returns.
     pub(crate) async fn kill(&self) {
         let Some(process) = self.process() else { return };
+        if self.pids == Pids::Own {
+            process.kill();
+            // Its first process has ended when all others have.
+            let _ = tokio::time::timeout(2 * KILL_PATIENCE, process.ended()).await;
+            return;
+        }
         process.kill_children();
         let _ = tokio::time::timeout(KILL_PATIENCE, process.ended()).await;
         process.kill();

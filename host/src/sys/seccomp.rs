@@ -18,6 +18,7 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// Denied with `EPERM`, whatever the arguments.
 const DENIED: &[libc::c_long] = &[
@@ -145,8 +146,23 @@ const fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt, jf, k }
 }
 
-/// The filters as `bwrap --add-seccomp-fd` takes them: arrays of `struct sock_filter`.
-pub(crate) fn filters(confined: Confined) -> Result<Vec<Vec<u8>>, BackendError> {
+/// The filters as `bwrap --add-seccomp-fd` takes them: arrays of `struct sock_filter`. They are compiled
+/// once.
+pub(crate) fn filters(confined: Confined) -> Result<&'static [Vec<u8>], BackendError> {
+    static OF_HELPERS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    static OF_JAILS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let compiled = match confined {
+        Confined::Helper => &OF_HELPERS,
+        Confined::Jail => &OF_JAILS,
+    };
+    if let Some(filters) = compiled.get() {
+        return Ok(filters);
+    }
+    let filters = compile(confined)?;
+    Ok(compiled.get_or_init(|| filters))
+}
+
+fn compile(confined: Confined) -> Result<Vec<Vec<u8>>, BackendError> {
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     if confined == Confined::Helper {
         denied.extend(DENIED_TO_HELPERS.iter().map(|call| (*call, Vec::new())));
@@ -217,7 +233,7 @@ mod tests {
 
     #[test]
     fn filters_are_whole_programs_within_the_kernels_limit() {
-        for filter in [Confined::Helper, Confined::Jail].into_iter().flat_map(|who| filters(who).unwrap()) {
+        for filter in [Confined::Helper, Confined::Jail].map(|who| filters(who).unwrap()).concat() {
             assert_eq!(filter.len() % 8, 0);
             // BPF_MAXINSNS of linux/bpf_common.h.
             assert!(filter.len() / 8 <= 4096);
@@ -247,7 +263,7 @@ mod tests {
         // A filter is its thread's and ends with it.
         std::thread::spawn(move || {
             for filter in filters(Confined::Helper).unwrap() {
-                seccompiler::apply_filter(&program(&filter)).unwrap();
+                seccompiler::apply_filter(&program(filter)).unwrap();
             }
             assert_eq!(errno(libc::SYS_getpid), 0);
             assert_eq!(errno(libc::SYS_bpf), libc::EPERM);

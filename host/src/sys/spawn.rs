@@ -1,7 +1,7 @@
 //! Starting a process that outlives us, in a control group.
 //!
 //! ```text
-//!   starter ──fork──▶ intermediate ──clone3──▶ newborn, in its group, prepares itself
+//!   starter ─vfork──▶ intermediate ──clone3──▶ newborn, in its group, prepares itself
 //!      │                   └ ends                │
 //!      │◀─────────────────── who it is ──────────┤
 //!    record                                      │ (parent: init)
@@ -121,9 +121,7 @@ impl Program {
         let (line, theirs) = line()?;
         let starter = pidfd_open(std::process::id())?;
 
-        // SAFETY: what the copies do is said below.
-        let (intermediate, _) = unsafe { fork_into(None, Pids::Shared)? };
-        if intermediate == 0 {
+        let bear = || {
             // From here on there are only system calls on what was made above; `prepare` keeps to the
             // same by contract.
             // SAFETY: as said.
@@ -139,14 +137,14 @@ impl Program {
                     let failure = unsafe { become_program(&path, &argv, &envp, &stdio, prepare) };
                     let _ = send(&theirs, &errno(&failure));
                 }
-                Ok(_intermediate) => {}
+                Ok(_newborn) => {}
                 Err(failure) => {
                     let _ = send(&theirs, &errno(&failure));
                 }
             }
-            // SAFETY: ends this copy, and runs nothing of the original's.
-            unsafe { libc::_exit(127) }
-        }
+        };
+        // SAFETY: what it does is said above.
+        let intermediate = unsafe { in_passing(bear)? };
         drop((theirs, stdio));
         collect(intermediate);
         let mut report = [0; REPORT];
@@ -242,6 +240,48 @@ fn collect(child: libc::pid_t) {
     {}
 }
 
+/// The stack of an intermediate, in bytes, and of the newborn, which has a copy of it.
+const STACK: usize = 64 * 1024;
+
+/// A piece of a stack, aligned as stacks are.
+#[repr(C, align(16))]
+struct Piece([u8; 16]);
+
+/// Does `work` in a child of ours that ends with it, and gives the child's number. It has our memory itself
+/// and no copy of it, which takes longer to make than all that it does; as with vfork(2) the caller waits
+/// until it has ended.
+///
+/// # Safety
+/// `work` may make system calls on values made before, and nothing else, and owns nothing: it would be given
+/// back in the wrong process. It may return in a copy that it makes of its process: that ends too.
+unsafe fn in_passing<F: FnOnce()>(work: F) -> io::Result<libc::pid_t> {
+    extern "C" fn enter<F: FnOnce()>(work: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: it is what is passed below, whose owner waits for us.
+        if let Some(work) = unsafe { &mut *work.cast::<Option<F>>() }.take() {
+            work();
+        }
+        // SAFETY: ends this process, and runs nothing that the other has to do at its end.
+        unsafe { libc::_exit(127) }
+    }
+    let mut work = Some(work);
+    let mut stack: Vec<Piece> = Vec::with_capacity(STACK / size_of::<Piece>());
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
+    // SAFETY: plain system calls on values that outlive them. The child has a stack of its own and has ended,
+    // as has its use of all that is ours, when `clone` returns. No handler of ours runs in it: signals wait
+    // until it has ended, and its copy takes none before it is another program.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let child = libc::clone(enter::<F>, top.cast(), flags, (&raw mut work).cast());
+        let failure = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        drop(stack);
+        if child < 0 { Err(failure) } else { Ok(child) }
+    }
+}
+
 /// A copy of this process (0: we are the copy), made in `group` if there is one and the kernel can do it.
 ///
 /// # Safety
@@ -274,10 +314,11 @@ unsafe fn fork_into(group: Option<BorrowedFd<'_>>, pids: Pids) -> io::Result<(li
             error => return Err(error),
         }
     }
-    // SAFETY: by this function's contract.
-    match unsafe { libc::fork() } {
+    // Not the C library's, which acts on what belongs to the original.
+    // SAFETY: by this function's contract. With nothing but a signal it is fork(2).
+    match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
-        pid => Ok((pid, Born::Outside)),
+        pid => Ok((libc::pid_t::try_from(pid).map_err(io::Error::other)?, Born::Outside)),
     }
 }
 

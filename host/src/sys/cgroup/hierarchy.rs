@@ -8,6 +8,11 @@ use super::{Cgroup, Dir, Setting};
 use crate::sys::limits::{CPU_PERIOD, Limits, Mechanism, Mechanisms};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// For how long what was found is taken to be so.
+const MOMENT: Duration = Duration::from_secs(10);
 
 /// The version of a hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +145,20 @@ impl Hierarchies {
         let can_limit = all.iter().any(Hierarchy::limits);
         let manager = if root || can_limit { None } else { mount(&mounts).and_then(Manager::find) };
         Hierarchies { all, manager }
+    }
+
+    /// The same, as they were a moment ago: to look takes longer than to make a group.
+    pub(crate) fn recent() -> Hierarchies {
+        static FOUND: Mutex<Option<(Instant, Hierarchies)>> = Mutex::new(None);
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*found {
+            Some((when, hierarchies)) if when.elapsed() < MOMENT => hierarchies.clone(),
+            _ => {
+                let hierarchies = Hierarchies::find();
+                *found = Some((Instant::now(), hierarchies.clone()));
+                hierarchies
+            }
+        }
     }
 
     #[cfg(test)]
