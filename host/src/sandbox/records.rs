@@ -544,9 +544,9 @@ mod tests {
         records.remove(id).unwrap();
         let folder = Resource::Folder { path: "/a".into() };
         // Nobody speaks of it any more: what it had would be without an owner.
-        assert!(records.add(id, &[folder.clone()]).is_err());
+        assert!(records.add(id, std::slice::from_ref(&folder)).is_err());
         records.announce(record(5));
-        records.add(id, &[folder.clone()]).unwrap();
+        records.add(id, std::slice::from_ref(&folder)).unwrap();
         assert!(records.has(id));
         assert_eq!(records.resources(id).unwrap(), [folder]);
         records.remove(id).unwrap();
