@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-tests demo test lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test test-nix lint bench soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -27,7 +27,7 @@ STATIC_TARGET = $(shell if [ -d "$$(rustc --print target-libdir --target $(MUSL_
 STATIC_CARGO = CC_$(subst -,_,$(MUSL_TARGET))=musl-gcc RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO)
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## Install what is missing from Debian and crates.io
 	@./setup.sh run
@@ -53,6 +53,13 @@ test: ## Set up, build, and run the whole suite, real guests included
 	@$(MAKE) --no-print-directory build-tests
 	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci) $(NEXTEST)
 	$(CARGO) test --locked --workspace --doc --quiet
+
+# A target of its own: the first time, setup.sh takes minutes over what it needs. nix/README.md says what
+# is checked and what is not.
+test-nix: ## Check everything that is written in Nix, and run what it builds
+	@./setup.sh run nix
+	@$(MAKE) --no-print-directory build
+	./nix/tests/run $(OUT)
 
 # The advisory database is a git repository that not every machine can reach: `cargo deny check
 # advisories` is left to those that can.
