@@ -20,6 +20,31 @@ let
   runner = import ./runner.nix;
   interpreters = import ../interpreters.nix;
   names = builtins.attrNames;
+  manifest =
+    arguments:
+    import ../../microvm/guest/manifest.nix (
+      {
+        name = "nixos";
+        kernel = "/nix/store/k/vmlinux";
+        initrd = "/nix/store/i/initrd";
+        kernelRelease = "6.12.1";
+        kernelVersion = "6.12.1";
+        parameters = [ ];
+        memory = 1024;
+        vcpus = 2;
+        storeTag = "store";
+        agentVersion = "0.1.0";
+        protocol = 1;
+        builtAt = "1970-01-01T00:00:00Z";
+      }
+      // arguments
+    );
+  # What the host expects, as its own tests have it: the file has a heading, which ends with a line of dashes.
+  hostManifest =
+    let
+      text = builtins.readFile ../../host/src/vm/image/snapshots/firn__vm__image__manifest__tests__the_format_is_what_it_was.snap;
+    in
+    builtins.fromJSON (builtins.elemAt (builtins.split "\n---\n" text) 2);
 in
 {
   interpreters-are-those-of-the-artifact-format = {
@@ -155,6 +180,60 @@ in
   a-sandbox-without-an-agent-has-no-sessions = {
     expr = builtins.match ".*session-run.*" (builtins.toString shell.args) == null;
     expected = true;
+  };
+  a-manifest-has-the-fields-that-the-host-reads = {
+    expr = names (manifest { });
+    expected = names hostManifest;
+  };
+  the-agents-checksum-is-left-to-the-build = {
+    expr = names ((manifest { }).agent // { sha256 = null; });
+    expected = names hostManifest.agent;
+  };
+  a-manifest-is-of-the-hosts-version = {
+    expr = (manifest { }).manifest_version;
+    expected = hostManifest.manifest_version;
+  };
+  parameters-of-a-vmm-are-left-to-it = {
+    expr =
+      (manifest {
+        parameters = [
+          "console=ttyS0"
+          "quiet"
+          "panic=-1"
+          "reboot=t"
+          "earlyprintk=ttyS0"
+          "quiet"
+          "init=/nix/store/t/init"
+        ];
+      }).cmdline;
+    expected = "quiet init=/nix/store/t/init";
+  };
+  a-store-is-a-share-or-a-disk = {
+    expr = map (arguments: (manifest arguments).store) [
+      { }
+      {
+        storeTag = null;
+        storeDisk = "/nix/store/d/store.erofs";
+      }
+    ];
+    expected = [
+      {
+        kind = "virtiofs";
+        tag = "store";
+      }
+      {
+        kind = "disk";
+        path = "/nix/store/d/store.erofs";
+      }
+    ];
+  };
+  a-guest-without-a-store-is-refused = {
+    expr = manifest { storeTag = null; };
+    refused = true;
+  };
+  a-guest-with-too-little-memory-is-refused = {
+    expr = manifest { memory = 64; };
+    refused = true;
   };
   the-runner-tells-what-differs = {
     expr = runner {
