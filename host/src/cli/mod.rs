@@ -1,11 +1,14 @@
 //! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
 mod attach;
+mod build;
+mod catalog;
 mod cp;
 mod create;
 mod daemon;
 mod destroy;
 mod duration;
+mod env;
 mod events;
 mod exec;
 mod exit;
@@ -71,6 +74,9 @@ enum Command {
     #[command(flatten)]
     Manage(manage::Verb),
     Daemon(daemon::Daemon),
+    Build(build::Build),
+    Catalog(catalog::Catalog),
+    Env(env::Env),
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Completions(Completions),
@@ -100,7 +106,8 @@ pub fn main() -> ExitCode {
         }
     };
     let mut output = Output::standard();
-    let runs_none = matches!(cli.command, Command::Manage(_));
+    let runs_none =
+        matches!(cli.command, Command::Manage(_) | Command::Build(_) | Command::Catalog(_) | Command::Env(_));
     match dispatch(cli, &mut output) {
         Ok(code) => ExitCode::from(code),
         Err(failed) => {
@@ -138,6 +145,9 @@ fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u
         Command::Attach(attach) => attach.run(configure(no_autostart)?, output),
         Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
         Command::Manage(verb) => verb.run(configure(no_autostart)?, output),
+        Command::Build(build) => build.run(&Config::read()?, output),
+        Command::Catalog(catalog) => catalog.run(&Config::read()?, output),
+        Command::Env(env) => env.run(configure(no_autostart)?, output),
         Command::Image(args) => {
             let config = Config::read()?;
             let images = Images::new(&config.cache_dir);

@@ -13,7 +13,8 @@ use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
 use crate::causes::in_full;
 use crate::config::Config;
-use crate::env::{Environment, EnvironmentError};
+use crate::env::Environment;
+use crate::env::resolver::Resolver;
 use crate::sandbox::Size;
 use crate::sandbox::protection::milliseconds;
 use crate::sandbox::spec::{Grade, SpecError, VmmKind};
@@ -26,7 +27,7 @@ use keys::Keys;
 use session::Terms;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stdio::stdin_is_null;
 
@@ -46,6 +47,7 @@ const HOST: &str = "host";
     firn run -w . --timeout 10m -- make test        this folder at /workspace, writable\n  \
     firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
     firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
+    firn run --env .#data -- python3 train.py       with the programs that a flake names\n\
     firn run -t -- bash                             a shell on a terminal\n  \
     firn run --detach -- make test                  goes on by itself: `firn logs -f ID`, `firn attach ID`\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
@@ -56,8 +58,8 @@ pub(super) struct Run {
     #[arg(short, long, value_name = "GRADE", default_value = "vm")]
     isolation: Grade,
 
-    /// The programs of the sandbox: `host`, those of this host, or a folder with metadata.json and
-    /// bin/run, which runs the code on stdin.
+    /// The programs of the sandbox: `host`, those of this host; a name that `firn env list` knows; a folder
+    /// with metadata.json; or a flake's output, as .#NAME. Without a CMD it runs the code on stdin.
     #[arg(long = "env", value_name = "ENV", default_value = HOST)]
     environment: OsString,
 
@@ -159,7 +161,9 @@ impl Run {
         output: &mut Output,
         events: &mut Option<Events>,
     ) -> Result<u8, Failed> {
-        let request = RunRequest { sandbox: self.sandbox()?, command: self.command(&config) };
+        let environment = Resolver::new(&config)?.find(&self.environment, &mut |told| output.told(&told));
+        output.clear();
+        let request = RunRequest { sandbox: self.sandbox(environment?)?, command: self.command(&config) };
         self.check_environment(&request)?;
         let terms = Terms {
             name: self.command.first().map(OsString::as_os_str),
@@ -178,7 +182,7 @@ impl Run {
         Ok(concluded.code)
     }
 
-    fn sandbox(&self) -> Result<CreateRequest, SpecError> {
+    fn sandbox(&self, environment: Option<PathBuf>) -> Result<CreateRequest, SpecError> {
         let workspace = match &self.workspace {
             None => None,
             Some(text) => {
@@ -190,19 +194,11 @@ impl Run {
             let (host, target, access) = parse_mount(text)?;
             Ok(MountRequest { host: absolute(host)?, target: target.as_os_str().into(), access })
         };
-        let environment = match self.environment.as_os_str() {
-            host if host == HOST => None,
-            // Told here, as it was typed: the daemon is elsewhere.
-            name if !Path::new(name).is_dir() => {
-                return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()).into());
-            }
-            folder => Some(absolute(Path::new(folder))?),
-        };
         Ok(CreateRequest {
             name: self.name.clone(),
             isolation: Some(self.isolation.into()),
             allow_degraded: self.allow_degraded,
-            environment,
+            environment: environment.map(|folder| folder.into_os_string().into()),
             cpus: self.cpus.map(|cpus| cpus.to_string()),
             memory_bytes: self.memory.map(|memory| memory.0),
             disk_bytes: self.disk.map(|disk| disk.0),

@@ -15,7 +15,7 @@ use super::spec::SpecError;
 use super::state::Operation;
 use crate::api::types::{AttachRequest, Caller, ExecRequest};
 use crate::causes::in_full;
-use crate::env::Wrapper;
+use crate::env::{Takes, Wrapper};
 use crate::guest::{ExecEvent, GuestError, Running};
 use crate::sys::clock;
 use crate::sys::limits::Events;
@@ -332,13 +332,15 @@ fn argv(request: &ExecRequest) -> Vec<String> {
 
 /// What the agent is asked to do.
 fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<Exec, SpecError> {
+    let cwd = || request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
     let (argv, cwd, mut env) = match &up.wrapper {
+        Some(wrapper) if wrapper.takes == Takes::CodeOrCommand => {
+            let code = request.argv.is_empty().then(|| vec![wrapper.program.clone()]);
+            (code.unwrap_or_else(|| request.argv.clone()), cwd(), wrapper.variables.clone())
+        }
         Some(wrapper) => wrapped(wrapper, request)?,
         None if request.argv.is_empty() => return Err(SpecError::NoCommand),
-        None => {
-            let cwd = request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
-            (request.argv.clone(), cwd, Vec::new())
-        }
+        None => (request.argv.clone(), cwd(), Vec::new()),
     };
     env.extend(request.env.iter().cloned());
     Ok(Exec {

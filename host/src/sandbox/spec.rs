@@ -201,11 +201,12 @@ impl Spec {
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
             Environment::Host => USUAL_MEMORY,
             Environment::Artifact(artifact) => Size(artifact.memory),
+            Environment::Closure(closure) => Size(closure.metadata.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host => WORKSPACE,
+                Environment::Host | Environment::Closure(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
@@ -217,6 +218,7 @@ impl Spec {
         let timeout = match &environment {
             Environment::Host => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
+            Environment::Closure(closure) => Some(closure.metadata.timeout),
         };
         let spec = Spec {
             grade: request.isolation.map_or(Grade::Vm, Grade::from),

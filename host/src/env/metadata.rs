@@ -1,0 +1,120 @@
+//! What an environment says of itself: `metadata.json` in its folder.
+//!
+//! The first four fields are those of nix-sandbox-mcp. With the others, which `nix/metadata.nix` writes, firn
+//! makes the sandbox itself.
+
+use super::EnvironmentError;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The name of the file.
+pub(super) const FILE: &str = "metadata.json";
+
+/// The most of it that is read, in bytes.
+const LONGEST: u64 = 64 * 1024;
+
+/// What nix-sandbox-mcp assumes when an artifact does not say: in seconds, and in MiB.
+const USUAL_TIMEOUT: u64 = 30;
+const USUAL_MEMORY: u64 = 512;
+
+/// The language of the code that an environment runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Interpreter {
+    /// Python 3.
+    Python,
+    /// Bash.
+    Bash,
+    /// Node.js.
+    Node,
+}
+
+impl Interpreter {
+    /// As `metadata.json` writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Interpreter::Python => "python",
+            Interpreter::Bash => "bash",
+            Interpreter::Node => "node",
+        }
+    }
+}
+
+/// The file, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    /// What the environment calls itself.
+    pub(crate) name: String,
+    /// What it runs.
+    pub(crate) interpreter: Interpreter,
+    /// How long a run may take.
+    pub(crate) timeout: Duration,
+    /// How much memory it may have, in bytes.
+    pub(crate) memory: u64,
+    /// Where its programs are, if firn is to make the sandbox.
+    pub(super) programs: Option<Programs>,
+}
+
+/// What firn has to know to make a sandbox with an environment's programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Programs {
+    /// The folder with `bin`, in the store.
+    pub(super) folder: PathBuf,
+    /// What runs the code on its stdin, in the store.
+    pub(super) runner: PathBuf,
+    /// The list of store paths, a file of the environment's folder.
+    pub(super) closure: PathBuf,
+    /// Variables of every command.
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    name: String,
+    interpreter_type: Interpreter,
+    timeout_seconds: Option<u64>,
+    memory_mb: Option<u64>,
+    environment: Option<PathBuf>,
+    interpreter: Option<PathBuf>,
+    closure: Option<PathBuf>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// Reads that of the environment in `folder`.
+    pub(crate) fn read(folder: &Path) -> Result<Metadata, EnvironmentError> {
+        let mut json = Vec::new();
+        File::open(folder.join(FILE)).and_then(|file| file.take(LONGEST).read_to_end(&mut json)).map_err(
+            |source| EnvironmentError::Lacks { folder: folder.to_owned(), file: FILE.into(), source },
+        )?;
+        let fields = serde_json::from_slice(&json)
+            .map_err(|source| EnvironmentError::Metadata { folder: folder.to_owned(), source })?;
+        Metadata::check(fields, folder)
+    }
+
+    fn check(fields: Fields, folder: &Path) -> Result<Metadata, EnvironmentError> {
+        let positive = |field, value: Option<u64>, usual| match value {
+            Some(0) => Err(EnvironmentError::Zero { folder: folder.to_owned(), field }),
+            value => Ok(value.unwrap_or(usual)),
+        };
+        let programs = match (fields.environment, fields.interpreter, fields.closure) {
+            (Some(programs), Some(runner), Some(closure)) => {
+                Some(Programs { folder: programs, runner, closure, variables: fields.env })
+            }
+            (None, None, None) => None,
+            _ => return Err(EnvironmentError::Partial(folder.to_owned())),
+        };
+        Ok(Metadata {
+            name: fields.name,
+            interpreter: fields.interpreter_type,
+            timeout: Duration::from_secs(positive("timeout_seconds", fields.timeout_seconds, USUAL_TIMEOUT)?),
+            memory: positive("memory_mb", fields.memory_mb, USUAL_MEMORY)?.saturating_mul(1 << 20),
+            programs,
+        })
+    }
+}
