@@ -41,9 +41,11 @@
       );
       devShells = perSystem (_: pkgs: import ./nix/outputs/dev-shells.nix { inherit pkgs; });
       formatter = perSystem (_: pkgs: pkgs.nixfmt-tree);
-      # By system, as packages, and as the plain data that `firn catalog` shows.
+      # What `firn --with` and `firn catalog` ask for: packages by name, the same as plain data, and what makes an
+      # environment of names.
       catalog = perSystem (system: _: environments.${system}.catalog);
       catalogIndex = perSystem (system: _: environments.${system}.catalogIndex);
+      mkAgentSandbox = perSystem (system: _: environments.${system}.mkAgentSandbox);
       # `nix build .#nixosConfigurations.guest.config.microvm.declaredRunner` starts the guest without firn.
       nixosConfigurations.guest = import ./nix/guest-system.nix {
         inherit inputs;

@@ -1,14 +1,14 @@
 # A set of packages without nixpkgs: static programs of Debian, with the few functions of nixpkgs that nix/ uses, under
 # their names and with the same results where nix/ looks at them. It is what tests build environments from.
 #
-#   root   the folder into which `setup.sh nix` unpacked Debian's packages
+#   root   a path: the folder into which `setup.sh nix` unpacked Debian's packages
 { root }:
 let
   file =
     name: path:
     builtins.path {
       inherit name;
-      path = /. + "${root}/${path}";
+      path = root + "/${path}";
     };
   shell = file "bash" "usr/bin/bash-static";
   tools = file "busybox" "usr/bin/busybox";

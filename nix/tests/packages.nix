@@ -1,7 +1,7 @@
 # What tests build: environments of static programs.
 #
 #   root    see debian.nix
-#   agent   a folder with a static bin/firn-agent; null: sandboxes have no sessions
+#   agent   a path: a folder with a static bin/firn-agent; null: sandboxes have no sessions
 {
   root,
   agent ? null,
@@ -14,7 +14,9 @@ let
     git = debian.fake "git" // {
       meta.description = "Keeps track of changes";
     };
-    codex = debian.fake "codex";
+    codex = debian.fake "codex" // {
+      meta.description = "Writes code";
+    };
     tree = debian.fake "tree";
   };
   firn = import ../. {
@@ -26,7 +28,7 @@ let
       else
         builtins.path {
           name = "firn-agent";
-          path = /. + agent;
+          path = agent;
         };
   };
 in

@@ -149,7 +149,7 @@ in
   the-catalog-has-what-the-packages-have = {
     expr = firn.catalogIndex;
     expected = {
-      agents.codex.description = "";
+      agents.codex.description = "Writes code";
       tools = {
         bash.description = "";
         cacert.description = "";
