@@ -3,11 +3,10 @@
 //! What the folder says is checked against the store before it becomes a view: a daemon that is root shows a
 //! caller nothing that is not a path of the store, whatever a `metadata.json` claims.
 
-use super::metadata::{Metadata, Programs};
+use super::metadata::{self, Metadata, Programs};
 use super::{EnvironmentError, Takes, Wrapper};
 use firn_protocol::{Text, Variable};
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -77,18 +76,16 @@ impl Closure {
 fn list(folder: &Path, file: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
     let failed =
         |source| EnvironmentError::Lacks { folder: folder.to_owned(), file: file.to_owned(), source };
-    let mut text = Vec::new();
-    File::open(folder.join(file))
-        .and_then(|file| file.take(LONGEST_LIST).read_to_end(&mut text))
-        .map_err(failed)?;
+    let text = metadata::read(&folder.join(file), LONGEST_LIST).map_err(failed)?;
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let paths: Vec<PathBuf> = lines.map(|line| PathBuf::from(std::ffi::OsStr::from_bytes(line))).collect();
     if paths.is_empty() || paths.len() > MOST_PATHS {
         return Err(EnvironmentError::Paths { folder: folder.to_owned(), number: paths.len() });
     }
-    for path in &paths {
+    for (index, path) in paths.iter().enumerate() {
         if !is_store_path(path) {
-            return Err(EnvironmentError::OutsideStore { folder: folder.to_owned(), path: path.clone() });
+            // Not what the line says: the list may be a link to a file that the caller cannot read.
+            return Err(EnvironmentError::OutsideStore { folder: folder.to_owned(), line: index + 1 });
         }
         match path.symlink_metadata() {
             // A link would lead wherever it likes.
@@ -156,6 +153,7 @@ mod tests {
         assert!(matches!(refused(&usual, ""), EnvironmentError::Paths { number: 0, .. }));
         assert!(matches!(refused(&usual, "/nix/store/no-such\n"), EnvironmentError::Collected { .. }));
         assert!(matches!(refused(&metadata("/x", "none"), ""), EnvironmentError::Lacks { .. }));
+        assert!(matches!(refused(&metadata("/x", "/etc/passwd"), ""), EnvironmentError::NotBeside { .. }));
         let partial = r#"{"name":"x","interpreter_type":"bash","environment":"/nix/store/x"}"#;
         assert!(matches!(refused(partial, ""), EnvironmentError::Partial(_)));
     }

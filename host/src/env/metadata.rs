@@ -6,8 +6,9 @@
 use super::EnvironmentError;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,10 +89,11 @@ struct Fields {
 impl Metadata {
     /// Reads that of the environment in `folder`.
     pub(crate) fn read(folder: &Path) -> Result<Metadata, EnvironmentError> {
-        let mut json = Vec::new();
-        File::open(folder.join(FILE)).and_then(|file| file.take(LONGEST).read_to_end(&mut json)).map_err(
-            |source| EnvironmentError::Lacks { folder: folder.to_owned(), file: FILE.into(), source },
-        )?;
+        let json = read(&folder.join(FILE), LONGEST).map_err(|source| EnvironmentError::Lacks {
+            folder: folder.to_owned(),
+            file: FILE.into(),
+            source,
+        })?;
         let fields = serde_json::from_slice(&json)
             .map_err(|source| EnvironmentError::Metadata { folder: folder.to_owned(), source })?;
         Metadata::check(fields, folder)
@@ -104,6 +106,10 @@ impl Metadata {
         };
         let programs = match (fields.environment, fields.interpreter, fields.closure) {
             (Some(programs), Some(runner), Some(closure)) => {
+                // A list elsewhere would be read with the daemon's rights.
+                if closure.file_name() != Some(closure.as_os_str()) {
+                    return Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: closure });
+                }
                 Some(Programs { folder: programs, runner, closure, variables: fields.env })
             }
             (None, None, None) => None,
@@ -117,4 +123,15 @@ impl Metadata {
             programs,
         })
     }
+}
+
+/// At most `longest` bytes of a regular file. A FIFO would be waited for.
+pub(super) fn read(path: &Path, longest: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(longest).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

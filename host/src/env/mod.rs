@@ -117,12 +117,20 @@ pub(crate) enum EnvironmentError {
         number: usize,
     },
     /// It would have something shown that is nobody's but the host's.
-    #[error("{} is no environment: {} is no path of {STORE}", folder.display(), path.display())]
+    #[error("{} is no environment: line {line} of its closure is no path of {STORE}", folder.display())]
     OutsideStore {
         /// The folder.
         folder: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// Its list is somewhere else.
+    #[error("{} is no environment: its closure must be a file in it, not {}", folder.display(), file.display())]
+    NotBeside {
+        /// The folder.
+        folder: PathBuf,
         /// What it names.
-        path: PathBuf,
+        file: PathBuf,
     },
     /// What it runs is not among what it shows.
     #[error("{} is no environment: {} is not in its closure", folder.display(), path.display())]
