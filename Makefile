@@ -2,6 +2,7 @@
 # What is missing is installed by setup.sh; nothing is asked.
 
 SHELL := /bin/sh
+NIX_FILES = $(shell git ls-files '*.nix')
 .DEFAULT_GOAL := help
 .PHONY: help setup build build-tests demo test test-nix lint bench soak fuzz install clean
 
@@ -54,9 +55,8 @@ test: ## Set up, build, and run the whole suite, real guests included
 	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci) $(NEXTEST)
 	$(CARGO) test --locked --workspace --doc --quiet
 
-# A target of its own: the first time, setup.sh takes minutes over what it needs. nix/README.md says what
-# is checked and what is not.
-test-nix: ## Check everything that is written in Nix, and run what it builds
+# nix/README.md says what is checked and what is not.
+test-nix: ## Check what is written in Nix, and run what it builds
 	@./setup.sh run nix
 	@$(MAKE) --no-print-directory build
 	./nix/tests/run $(OUT)
@@ -71,6 +71,8 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 	cargo-deny --all-features check bans licenses sources
 	cargo-machete --skip-target-dir
 	typos
+	nixfmt --check $(NIX_FILES)
+	deadnix --fail $(NIX_FILES)
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)

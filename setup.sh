@@ -6,9 +6,9 @@
 #   run    what sandboxes need: bubblewrap, QEMU, virtiofsd, vhost-device-vsock, python3; and to build
 #          firn: musl, where rustup has it
 #   test   cargo-nextest, and cpio to check an initramfs with
-#   lint   cargo-deny, cargo-machete, typos
+#   lint   cargo-deny, cargo-machete, typos, nixfmt, deadnix
 #   fuzz   cargo-fuzz
-#   nix    a Nix that knows flakes and static programs, for the tests of nix/; nixfmt and deadnix
+#   nix    a Nix that knows flakes, and static programs, for the tests of nix/
 #
 # Debian packages come from apt (as root, or through sudo). Programs that Debian 12 does not have
 # are built from crates.io, once: they are kept outside the checkout, in $tools, and the two a
@@ -125,8 +125,7 @@ musl() {
 # ---- Nix ------------------------------------------------------------------------------------
 
 # The Debian release whose Nix is taken, the packages, and the oldest Nix that will do: flakes, and
-# locks of version 7. Debian 12 has 2.8. The last two packages are what environments of static
-# programs are made of (nix/tests), and bubblewrap is theirs.
+# locks of version 7. Debian 12 has 2.8. The packages after nix-bin are what tests make environments of.
 nix_release=trixie
 nix_packages='nix-bin bash-static busybox-static bubblewrap'
 nix_least=2.18
@@ -232,13 +231,11 @@ for part; do
         crate cargo-machete cargo-machete 0.9 0.9.2 --debug
         good_enough typos 1.40 || wheel typos 1.52.0
         crate typos-cli typos 1.40 1.42.3 --debug
-        ;;
-    fuzz) crate cargo-fuzz cargo-fuzz 0.13 0.13.2 ;;
-    nix)
-        nix
         crate nixfmt_rs nixfmt 0.5 0.5.3 --debug
         crate deadnix deadnix 1.3 1.3.1 --debug
         ;;
+    fuzz) crate cargo-fuzz cargo-fuzz 0.13 0.13.2 ;;
+    nix) nix ;;
     esac
 done
 # The tools are kept, what they were built from is not: gigabytes.
