@@ -1,10 +1,10 @@
 //! `firn build`: has Nix build an environment.
 
-use super::create::source::{Source, SourceError};
+use super::create::source::Source;
 use super::exit::Failed;
 use super::output::Output;
 use crate::config::Config;
-use crate::env::resolver::{Again, Resolver};
+use crate::env::resolver::{Again, ResolveError, Resolver};
 use crate::env::{FlakeRef, Record};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -63,19 +63,13 @@ impl Build {
 
     fn build(&self, config: &Config, output: &mut Output) -> Result<Record, Failed> {
         let Build { with, profile, spec, .. } = self;
-        let source = match (with, profile, spec) {
-            (None, None, None) => {
-                let here = std::env::current_dir().map_err(crate::env::resolver::ResolveError::Here)?;
-                let flake = FlakeRef::new(self.flake.as_deref().unwrap_or("."), &here);
-                let record = Resolver::new(config)?.flake(&flake, Again::Yes, &mut |told| output.told(&told));
-                output.clear();
-                return Ok(record?);
-            }
-            (Some(packages), None, None) => Source::with(packages)?,
-            (None, Some(profile), None) => Source::profile(profile)?,
-            (None, None, Some(spec)) => Source::spec(spec)?,
-            _ => return Err(SourceError::Several.into()),
-        };
-        Ok(source.build(config, Again::Yes, output)?)
+        if let Some(source) = Source::listed(with.as_deref(), profile.as_deref(), spec.as_deref())? {
+            return Ok(source.build(config, Again::Yes, output)?);
+        }
+        let here = std::env::current_dir().map_err(ResolveError::Here)?;
+        let flake = FlakeRef::new(self.flake.as_deref().unwrap_or("."), &here);
+        let record = Resolver::new(config)?.flake(&flake, Again::Yes, &mut |told| output.told(&told));
+        output.clear();
+        Ok(record?)
     }
 }

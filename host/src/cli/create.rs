@@ -224,19 +224,20 @@ impl Create {
     /// What its programs come from.
     fn source(&self) -> Result<Source, SourceError> {
         let Create { environment, with, profile, spec, .. } = self;
-        match (environment.as_deref(), with, profile, spec) {
-            (None | Some("host"), None, None, None) => Ok(Source::default()),
-            (Some(name), None, None, None) => Ok(Source::environment(name)),
-            (None, Some(packages), None, None) => Source::with(packages),
-            (None, None, Some(profile), None) => Source::profile(profile),
-            (None, None, None, Some(spec)) => Source::spec(spec),
-            _ => Err(SourceError::Several),
+        // Before a file is read for nothing.
+        if environment.is_some() && (with.is_some() || profile.is_some() || spec.is_some()) {
+            return Err(SourceError::Several);
         }
+        let listed = Source::listed(with.as_deref(), profile.as_deref(), spec.as_deref())?;
+        Ok(listed.unwrap_or_else(|| match environment.as_deref() {
+            None | Some("host") => Source::default(),
+            Some(name) => Source::environment(name),
+        }))
     }
 }
 
 /// Says no to a network that cannot be had: nobody gets less than they believe to have.
-fn check_network(network: Option<&str>) -> Result<(), CreateError> {
+pub(super) fn check_network(network: Option<&str>) -> Result<(), CreateError> {
     match network {
         None | Some("off") => Ok(()),
         Some(network) if network == "full" || network.starts_with("allow=") => {

@@ -120,7 +120,13 @@ impl Failed {
     pub(super) fn code(&self) -> u8 {
         match self {
             Failed::Signal(signal) => signalled(*signal),
-            Failed::Spec(_) | Failed::NoCommand | Failed::Resolve(ResolveError::Environment(_)) => USAGE,
+            Failed::Spec(_)
+            | Failed::NoCommand
+            | Failed::Create(_)
+            | Failed::Resolve(ResolveError::Environment(_))
+            | Failed::Source(SourceError::Resolve(ResolveError::Environment(_))) => USAGE,
+            Failed::Source(SourceError::Resolve(_)) => FAILED,
+            Failed::Source(_) => USAGE,
             Failed::Daemon(_) => ERROR,
             Failed::Client(ClientError::Refused(Refusal { kind: RefusalKind::Invalid, .. })) => USAGE,
             _ => FAILED,

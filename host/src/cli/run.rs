@@ -7,6 +7,8 @@ mod signals;
 mod stdio;
 
 use super::ask;
+use super::create::check_network;
+use super::create::source::Source;
 use super::duration;
 use super::exit::Failed;
 use super::output::Output;
@@ -14,7 +16,6 @@ use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vm
 use crate::causes::in_full;
 use crate::config::Config;
 use crate::env::Environment;
-use crate::env::resolver::Resolver;
 use crate::sandbox::Size;
 use crate::sandbox::protection::milliseconds;
 use crate::sandbox::spec::{Grade, SpecError, VmmKind};
@@ -62,6 +63,19 @@ pub(super) struct Run {
     /// with metadata.json; or a flake's output, as .#NAME. Without a CMD it runs the code on stdin.
     #[arg(long = "env", value_name = "ENV", default_value = HOST)]
     environment: OsString,
+
+    /// These packages of the catalog; where FIRN_FLAKE names none, this host's programs, if these packages are
+    /// among them.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with = "environment")]
+    with: Option<Vec<String>>,
+
+    /// What a profile of nixo's has: strict, offline-review, build-install or debug-network.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["environment", "with"])]
+    profile: Option<String>,
+
+    /// What a specification of nixo's has, a JSON file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["environment", "with", "profile"])]
+    spec: Option<PathBuf>,
 
     /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
     /// emulated one].
@@ -161,9 +175,8 @@ impl Run {
         output: &mut Output,
         events: &mut Option<Events>,
     ) -> Result<u8, Failed> {
-        let environment = Resolver::new(&config)?.find(&self.environment, &mut |told| output.told(&told));
-        output.clear();
-        let request = RunRequest { sandbox: self.sandbox(environment?)?, command: self.command(&config) };
+        let source = self.source(&config, output)?;
+        let request = RunRequest { sandbox: self.sandbox(source)?, command: self.command(&config) };
         self.check_environment(&request)?;
         let terms = Terms {
             name: self.command.first().map(OsString::as_os_str),
@@ -182,7 +195,17 @@ impl Run {
         Ok(concluded.code)
     }
 
-    fn sandbox(&self, environment: Option<PathBuf>) -> Result<CreateRequest, SpecError> {
+    /// What its programs come from.
+    fn source(&self, config: &Config, output: &mut Output) -> Result<Source, Failed> {
+        let Run { with, profile, spec, .. } = self;
+        let listed = Source::listed(with.as_deref(), profile.as_deref(), spec.as_deref())?;
+        let source = listed.unwrap_or_else(|| Source::environment(&self.environment));
+        // What cannot be had is said before anything is built.
+        check_network(source.network.as_deref())?;
+        Ok(source.resolve(config, output)?)
+    }
+
+    fn sandbox(&self, source: Source) -> Result<CreateRequest, SpecError> {
         let workspace = match &self.workspace {
             None => None,
             Some(text) => {
@@ -198,7 +221,9 @@ impl Run {
             name: self.name.clone(),
             isolation: Some(self.isolation.into()),
             allow_degraded: self.allow_degraded,
-            environment: environment.map(|folder| folder.into_os_string().into()),
+            environment: source.environment.map(Text::from),
+            with: source.packages,
+            profile: source.profile,
             cpus: self.cpus.map(|cpus| cpus.to_string()),
             memory_bytes: self.memory.map(|memory| memory.0),
             disk_bytes: self.disk.map(|disk| disk.0),

@@ -147,7 +147,7 @@ fn full() -> String {
 
 impl Source {
     /// These packages.
-    pub(in crate::cli) fn with(packages: &[String]) -> Result<Source, SourceError> {
+    fn with(packages: &[String]) -> Result<Source, SourceError> {
         if packages.iter().all(String::is_empty) {
             return Err(SourceError::NoPackage);
         }
@@ -155,7 +155,7 @@ impl Source {
     }
 
     /// A profile of nixo's.
-    pub(in crate::cli) fn profile(name: &str) -> Result<Source, SourceError> {
+    fn profile(name: &str) -> Result<Source, SourceError> {
         let (name, network, packages) = PROFILES
             .into_iter()
             .find(|(known, _, _)| *known == name)
@@ -170,7 +170,7 @@ impl Source {
     }
 
     /// What the specification at `path` says.
-    pub(in crate::cli) fn spec(path: &Path) -> Result<Source, SourceError> {
+    fn spec(path: &Path) -> Result<Source, SourceError> {
         let json =
             std::fs::read(path).map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
         let spec: Spec = serde_json::from_slice(&json)
@@ -187,8 +187,23 @@ impl Source {
     }
 
     /// An environment.
-    pub(in crate::cli) fn environment(name: &str) -> Source {
+    pub(in crate::cli) fn environment(name: impl Into<OsString>) -> Source {
         Source { environment: Some(name.into()), ..Source::default() }
+    }
+
+    /// The one of these that is given: packages, a profile, a specification. None: none is.
+    pub(in crate::cli) fn listed(
+        with: Option<&[String]>,
+        profile: Option<&str>,
+        spec: Option<&Path>,
+    ) -> Result<Option<Source>, SourceError> {
+        match (with, profile, spec) {
+            (None, None, None) => Ok(None),
+            (Some(packages), None, None) => Source::with(packages).map(Some),
+            (None, Some(profile), None) => Source::profile(profile).map(Some),
+            (None, None, Some(spec)) => Source::spec(spec).map(Some),
+            _ => Err(SourceError::Several),
+        }
     }
 
     /// With the folder of its environment, if it is to have one, built if it has to be.
