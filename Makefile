@@ -79,6 +79,7 @@ bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/guest-floor $(OUT)/
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench jail -- $(BENCH_JAIL)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench daemon -- $(BENCH_DAEMON)
 
 soak: ## Run the long tests
 	@./setup.sh run test

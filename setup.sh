@@ -5,7 +5,7 @@
 #
 #   run    what sandboxes need: bubblewrap, QEMU, virtiofsd, vhost-device-vsock, python3; and to build
 #          firn: musl, where rustup has it
-#   test   cargo-nextest, and cpio to check an initramfs with
+#   test   cargo-nextest, cpio to check an initramfs with, and nodejs to have sessions of
 #   lint   cargo-deny, cargo-machete, typos, nixfmt, deadnix
 #   fuzz   cargo-fuzz
 #   nix    a Nix that knows flakes, and static programs, for the tests of nix/
@@ -209,7 +209,7 @@ for part; do
         wanted="$wanted qemu-system-x86 bubblewrap python3 ca-certificates musl-tools"
         good_enough virtiofsd 1.10 || wanted="$wanted gcc libc6-dev pkg-config libcap-ng-dev libseccomp-dev"
         ;;
-    test) wanted="$wanted cpio" ;;
+    test) wanted="$wanted cpio nodejs" ;;
     fuzz) wanted="$wanted g++" ;;
     lint | nix) ;;
     *) die "what is '$part'? Known: run, test, lint, fuzz, nix" ;;

@@ -6,6 +6,7 @@
 use crate::exec::{Order, Tree};
 use crate::guest::{Guest, Tally};
 use crate::kept::Register;
+use crate::session::Sessions;
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -70,6 +71,7 @@ pub(crate) struct Agent {
     supervisors: RefCell<BTreeMap<i32, Weak<AsyncFd<OwnedFd>>>>,
     commands: Cell<u32>,
     pub(crate) kept: Register,
+    pub(crate) sessions: Sessions,
     /// Told whenever a supervisor was reaped or a command is over.
     changed: Notify,
     shutting_down: Cell<bool>,
@@ -135,6 +137,7 @@ impl Agent {
             supervisors: RefCell::default(),
             commands: Cell::new(0),
             kept: Register::default(),
+            sessions: Sessions::default(),
             changed: Notify::new(),
             shutting_down: Cell::new(false),
         }))

@@ -6,7 +6,7 @@
 use crate::agent::{Agent, Role};
 use crate::kept::{Attachment, KeptError, Register};
 use crate::outgoing::Outgoing;
-use crate::{exec, files, log, processes, stats, worker};
+use crate::{exec, files, log, processes, session, stats, worker};
 use bytes::BytesMut;
 use firn_protocol::{
     Codec, Configure, Failure, FailureCode, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply, Request,
@@ -90,7 +90,7 @@ impl Connection {
 
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
         let mut capabilities =
-            vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files"];
+            vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files", "sessions"];
         if matches!(agent.role, Role::Init(_)) {
             capabilities.push("configure");
         }
@@ -159,6 +159,15 @@ impl Connection {
             | Request::ArchiveWrite(_)) => {
                 worker::run(agent, self, frame.id, |line| files::work(request, line)).await?
             }
+            Request::SessionCreate(_) | Request::SessionRun(_) if agent.is_shutting_down() => {
+                failure(FailureCode::Invalid, "the sandbox is shutting down".into())
+            }
+            Request::SessionCreate(create) => session::create(agent, *create).await,
+            Request::SessionRun(run) => session::run(agent, self, frame.id, *run).await?,
+            Request::SessionInterrupt(interrupt) => agent.sessions.interrupt(&interrupt),
+            Request::SessionList => agent.sessions.list(),
+            Request::SessionInspect(target) => agent.sessions.inspect(&target.session),
+            Request::SessionClose(target) => session::close(agent, &target.session).await,
             Request::Shutdown => return self.shut_down(agent, frame.id).await,
         };
         self.reply(frame.id, &reply).await

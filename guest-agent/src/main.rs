@@ -12,6 +12,7 @@
 //!   main ─▶ guest (init only: mounts, modules, power)
 //!     └──▶ listen ─▶ connection ─▶ exec ─▶ supervisor ─▶ command
 //!                        ├─▶ kept ─▶ exec: commands that outlive their connection
+//!                        ├─▶ session ─▶ exec: interpreters that live on between runs
 //!                        ├─▶ worker ─▶ files, processes: what might block the agent
 //!                        └─▶ guest::configure, stats
 //! ```
@@ -29,6 +30,7 @@ mod listen;
 mod log;
 mod outgoing;
 mod processes;
+mod session;
 mod stats;
 mod sys;
 mod worker;

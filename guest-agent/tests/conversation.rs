@@ -24,7 +24,7 @@ fn the_agent_speaks_first_and_says_what_it_can() {
     assert!(hello.software.starts_with("firn-agent "));
     assert_eq!(
         hello.capabilities,
-        ["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files"]
+        ["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files", "sessions"]
     );
 }
 

@@ -7,7 +7,7 @@
 //! | `FIRN_RUNTIME_DIR` | sockets and records of running sandboxes | `/run/firn`, `$XDG_RUNTIME_DIR/firn`, `/tmp/firn-UID` |
 //! | `FIRN_STATE_DIR` | what outlives a daemon: records, logs of commands, its own log | `/var/lib/firn`, `$XDG_STATE_HOME/firn`, `~/.local/state/firn` |
 //! | `FIRN_HOST` | `unix:///PATH`, the daemon's socket: one that is named is not started | `firn.sock` among the sockets |
-//! | `FIRN_NO_AUTOSTART` | set to 1: start no daemon | |
+//! | `FIRN_NO_AUTOSTART` | anything but 0: start no daemon | |
 //! | `FIRN_CONFIG` | the configuration file of the daemon | `/etc/firn/config.toml`, `$XDG_CONFIG_HOME/firn/config.toml`, `~/.config/firn/config.toml` |
 //! | `FIRN_LOG` | what the daemon logs, as `info` or `firn::sandbox=debug` | `info` |
 //! | `FIRN_CACHE_DIR` | kernels and guest images | `/var/cache/firn`, `$XDG_CACHE_HOME/firn`, `~/.cache/firn` |
@@ -17,6 +17,9 @@
 //! | `NIX_SANDBOX_ENVS` | references of flakes with one artifact each, with commas between them | none |
 //! | `FIRN_AGENT` | the agent put into guests | `firn-agent` beside `firn`, or on `PATH` |
 //! | `FIRN_BWRAP`, `FIRN_VIRTIOFSD`, `FIRN_QEMU`, `FIRN_VHOST_DEVICE_VSOCK`, `FIRN_CLOUD_HYPERVISOR` | that program | looked up on `PATH` and where distributions keep it |
+//!
+//! nix-sandbox-mcp's `SESSION_IDLE_TIMEOUT` and `SESSION_MAX_LIFETIME`, in seconds, are for sessions that are
+//! made by whoever has them.
 //!
 //! nixo's variables mean the same here, where they mean something and ours are not set:
 //!
@@ -35,6 +38,7 @@ use nix::unistd::Uid;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where distributions keep programs that are not meant for people's `PATH`.
 const LIBEXEC: &[&str] = &[
@@ -64,10 +68,16 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// Whether a daemon may be started when none listens there.
     pub(crate) autostart: Autostart,
-    /// What the configuration file says.
+    /// The configuration file, be it there or not. Known to the daemon only.
+    pub(crate) file: Option<PathBuf>,
+    /// What it says.
     pub(crate) settings: Settings,
     /// Where environments come from.
     pub(crate) sources: Sources,
+    /// How long a session may be idle that is made here.
+    pub(crate) session_idle_timeout: Option<Duration>,
+    /// How old it may become.
+    pub(crate) session_lifetime: Option<Duration>,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
 }
@@ -202,9 +212,20 @@ pub(crate) enum ConfigError {
     Homeless(&'static str),
 }
 
+/// A number of seconds. What is none is as good as nothing, as nix-sandbox-mcp has it.
+fn seconds(name: &str) -> Option<Duration> {
+    let seconds = variable(name)?.to_str()?.parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one place where the environment is read")]
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Whether a variable that has one of two meanings has the first. What is unset or empty is no.
+fn is_wanted(value: Option<&OsStr>) -> bool {
+    value.is_some_and(|value| value != "0")
 }
 
 fn folder(name: &'static str) -> Result<Option<PathBuf>, ConfigError> {
@@ -270,7 +291,7 @@ impl Config {
             },
         };
         let named = variable("FIRN_HOST").map(socket).transpose()?;
-        let forbidden = named.is_some() || variable("FIRN_NO_AUTOSTART").is_some_and(|value| value != "0");
+        let forbidden = named.is_some() || is_wanted(variable("FIRN_NO_AUTOSTART").as_deref());
         let autostart = if forbidden { Autostart::Forbidden } else { Autostart::Allowed };
         let socket = named.unwrap_or_else(|| runtime_dir.join("firn.sock"));
         let mut search: Vec<PathBuf> = variable("PATH")
@@ -301,8 +322,11 @@ impl Config {
             state_dir,
             socket,
             autostart,
+            file: None,
             settings: Settings::default(),
             sources,
+            session_idle_timeout: seconds("SESSION_IDLE_TIMEOUT"),
+            session_lifetime: seconds("SESSION_MAX_LIFETIME"),
             programs,
         })
     }
@@ -310,14 +334,17 @@ impl Config {
     /// Reads the environment and the configuration file: what the daemon needs, and only it.
     pub(crate) fn of_daemon() -> Result<Config, ConfigError> {
         let config = Config::read()?;
-        let settings = match folder("FIRN_CONFIG")? {
-            Some(named) => Settings::read(&named)?.ok_or(ConfigError::NoFile(named))?,
+        let (file, settings) = match folder("FIRN_CONFIG")? {
+            Some(named) => match Settings::read(&named)? {
+                Some(settings) => (Some(named), settings),
+                None => return Err(ConfigError::NoFile(named)),
+            },
             None => match usual_file()? {
-                Some(path) => Settings::read(&path)?.unwrap_or_default(),
-                None => Settings::default(),
+                Some(path) => (Some(path.clone()), Settings::read(&path)?.unwrap_or_default()),
+                None => (None, Settings::default()),
             },
         };
-        Ok(Config { settings, ..config })
+        Ok(Config { file, settings, ..config })
     }
 
     /// The folders programs are looked for in, those of programs that were named by variables
@@ -359,4 +386,16 @@ fn beside_us() -> Option<PathBuf> {
 
 fn executable(path: &Path) -> bool {
     path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_yes_unless_it_is_zero() {
+        for (value, wanted) in [(None, false), (Some("0"), false), (Some("1"), true), (Some("yes"), true)] {
+            assert_eq!(is_wanted(value.map(OsStr::new)), wanted, "{value:?}");
+        }
+    }
 }

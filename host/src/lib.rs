@@ -10,6 +10,7 @@ mod guest;
 mod jail;
 mod preflight;
 mod sandbox;
+mod spec;
 mod sys;
 mod view;
 mod vm;

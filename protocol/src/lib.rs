@@ -27,11 +27,13 @@ mod frame;
 mod message;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod session;
 mod text;
 
 pub use files::*;
 pub use frame::{Codec, Frame, FrameError, Kind, MAX_BODY, MAX_CHUNK, RequestId};
 pub use message::*;
+pub use session::*;
 pub use text::Text;
 
 /// The version of the messages and the framing. Both ends refuse any other: see `VERSIONING.md`.
@@ -64,3 +66,24 @@ pub const MAX_PROCESSES: usize = 4096;
 
 /// The most entries of a folder in a list.
 pub const MAX_FILES: usize = 4096;
+
+/// The most sessions of a sandbox.
+pub const MAX_SESSIONS: usize = 32;
+
+/// The longest name of a session, in bytes.
+pub const MAX_SESSION_NAME: usize = 64;
+
+/// The most runs that wait in a session.
+pub const MAX_QUEUED_RUNS: usize = 32;
+
+/// The longest code of a run, in bytes.
+pub const MAX_CODE: usize = 8 * 1024 * 1024;
+
+/// How long a run may take to end after SIGINT unless it is said: see [`SessionRun::grace_ms`].
+pub const DEFAULT_GRACE_MS: u64 = 2000;
+
+/// The most files of a run in a list.
+pub const MAX_ARTIFACTS: usize = 256;
+
+/// How many runs of a session have their files kept.
+pub const MAX_ARTIFACT_RUNS: usize = 64;

@@ -1,6 +1,9 @@
 //! The messages. Every field is documented where it stands; units are in the names.
 
-use crate::{ArchiveSummary, ArchiveWrite, FileInfo, FileList, FileRead, FileRemove, FileTarget, Text};
+use crate::{
+    ArchiveSummary, ArchiveWrite, FileInfo, FileList, FileRead, FileRemove, FileTarget, OutputCap, Ran,
+    SessionCreate, SessionInfo, SessionInterrupt, SessionRun, SessionTarget, Text,
+};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "schema")]
@@ -55,6 +58,20 @@ pub enum Request {
     ArchiveRead(FileTarget),
     /// Takes a tar stream as stdin. Answered by [`Reply::ArchiveUnpacked`].
     ArchiveWrite(ArchiveWrite),
+    /// Starts an interpreter that lives on between runs. Answered by [`Reply::Session`] when it takes code,
+    /// or [`Reply::NotStarted`].
+    SessionCreate(Box<SessionCreate>),
+    /// Runs code in it. Answered by [`Reply::Ran`], or by [`Reply::NotStarted`] when its interpreter had to be
+    /// started again and could not.
+    SessionRun(Box<SessionRun>),
+    /// Ends what it runs. Answered by [`Reply::Interrupted`], at once.
+    SessionInterrupt(SessionInterrupt),
+    /// Which sessions there are. Answered by [`Reply::Sessions`].
+    SessionList,
+    /// What is known of one. Answered by [`Reply::Session`].
+    SessionInspect(SessionTarget),
+    /// Ends it, with all it started. Answered by [`Reply::SessionClosed`] when that is gone.
+    SessionClose(SessionTarget),
     /// Answered by [`Reply::Stats`].
     Stats,
     /// Ends all commands, writes back all shares, and powers the guest off after
@@ -329,6 +346,18 @@ pub enum Event {
         /// How much.
         bytes: u64,
     },
+    /// To [`Request::SessionRun`], once: its turn has come.
+    RunStarted {
+        /// Which: [`SessionRun::run`].
+        run: u64,
+        /// The process id of the interpreter in the sandbox.
+        pid: u32,
+    },
+    /// To [`Request::SessionRun`], once: from here on output is dropped.
+    OutputCut {
+        /// Which limit was reached.
+        by: OutputCap,
+    },
 }
 
 /// The last frame of an operation.
@@ -368,6 +397,23 @@ pub enum Reply {
     ArchiveSent(ArchiveSummary),
     /// To [`Request::ArchiveWrite`].
     ArchiveUnpacked(ArchiveSummary),
+    /// To [`Request::SessionCreate`] and [`Request::SessionInspect`].
+    Session(Box<SessionInfo>),
+    /// To [`Request::SessionRun`].
+    Ran(Box<Ran>),
+    /// To [`Request::SessionInterrupt`].
+    Interrupted {
+        /// Which run. Absent: the session was at none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<u64>,
+    },
+    /// To [`Request::SessionList`].
+    Sessions {
+        /// By name.
+        sessions: Vec<SessionInfo>,
+    },
+    /// To [`Request::SessionClose`].
+    SessionClosed,
     /// To [`Request::Stats`].
     Stats(Stats),
     /// To [`Request::Shutdown`]: all shares are written back.

@@ -67,6 +67,13 @@ impl Daemon {
         let _ = collect(self.0.take().unwrap()).expect(0);
     }
 
+    /// Has it stop, and waits until it has. Sandboxes that are kept live on.
+    pub fn stop(self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.ended();
+    }
+
     /// Waits until it has been killed by its failpoint.
     pub fn killed(mut self) {
         let finished = collect(self.0.take().unwrap());

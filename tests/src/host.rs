@@ -25,6 +25,8 @@ const NORMAL_USER: u32 = 54_242;
 #[derive(Debug)]
 pub struct Host {
     dir: TempDir,
+    /// The folder of running sandboxes, where it is not in the other.
+    volatile: Option<TempDir>,
     cache: PathBuf,
     user: Option<u32>,
     grade: Grade,
@@ -44,6 +46,13 @@ pub fn binaries() -> PathBuf {
         .expect("FIRN_TEST_BIN must name the folder with firn and firn-agent: use `make test`")
 }
 
+/// Short, because socket paths are; open for passing through, because root's helpers run as somebody else.
+fn short_folder(parent: &str) -> TempDir {
+    let dir = tempfile::Builder::new().prefix("firn-").tempdir_in(parent).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    dir
+}
+
 impl Default for Host {
     fn default() -> Host {
         Host::new()
@@ -60,16 +69,21 @@ impl Host {
     /// A new one, whose sandboxes are of this grade.
     #[must_use]
     pub fn of(grade: Grade) -> Host {
-        // Short, because socket paths are; open for passing through, because root's helpers run as
-        // somebody else.
-        let dir = tempfile::Builder::new().prefix("firn-").tempdir_in("/tmp").unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let dir = short_folder("/tmp");
         for name in ["home", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::write(dir.path().join("config.toml"), USUAL_CONFIG).unwrap();
         let cache = setting("FIRN_TEST_CACHE").unwrap_or_else(|| binaries().join("test-cache"));
-        Host { dir, cache, user: None, grade, heir: adopt_orphans() }
+        Host { dir, volatile: None, cache, user: None, grade, heir: adopt_orphans() }
+    }
+
+    /// One whose running sandboxes have their folders in memory, as they have below `/run`.
+    #[must_use]
+    pub fn with_runtime_in_memory(grade: Grade) -> Host {
+        let mut host = Host::of(grade);
+        host.volatile = Some(short_folder("/dev/shm"));
+        host
     }
 
     /// One with an empty cache.
@@ -101,7 +115,7 @@ impl Host {
     /// The folder of running sandboxes.
     #[must_use]
     pub fn runtime(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.volatile.as_ref().unwrap_or(&self.dir).path().join("run")
     }
 
     /// The folder of what outlives a daemon.
@@ -241,7 +255,8 @@ impl Host {
     /// folders. Its daemon is none of them.
     #[must_use]
     pub fn processes(&self) -> Vec<String> {
-        let ours = self.dir.path().to_str().unwrap().to_owned();
+        let folders = [Some(&self.dir), self.volatile.as_ref()];
+        let ours: Vec<&str> = folders.iter().flatten().map(|dir| dir.path().to_str().unwrap()).collect();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -249,7 +264,7 @@ impl Host {
             };
             let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(&ours) && !is_daemon(&line) {
+            if ours.iter().any(|ours| line.contains(ours)) && !is_daemon(&line) {
                 found.push(format!("{pid} {line}"));
             }
         }

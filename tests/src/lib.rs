@@ -8,16 +8,20 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 #![allow(clippy::missing_panics_doc, reason = "in a test a failure is a panic")]
 
+mod chance;
 mod daemon;
 mod firn;
 mod grade;
 mod host;
 mod peer;
 mod process;
+mod terminal;
 
+pub use chance::Chance;
 pub use daemon::Daemon;
 pub use firn::{Finished, Firn, collect};
 pub use grade::Grade;
 pub use host::{Host, binaries};
 pub use peer::{Peer, connect, exec};
 pub use process::{Bystander, Process, descendants, descendants_of};
+pub use terminal::Terminal;

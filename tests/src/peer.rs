@@ -62,6 +62,14 @@ impl Peer {
         Some(Peer::greet(connect(socket, firn_protocol::AGENT_PORT)?))
     }
 
+    /// Connects to the agent of a jail by its socket. None: nobody listens.
+    #[must_use]
+    pub fn unix(socket: &Path) -> Option<Peer> {
+        let stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(HANG)).unwrap();
+        Some(Peer::greet(stream))
+    }
+
     fn greet(stream: UnixStream) -> Peer {
         let mut peer = Peer { stream, arrived: BytesMut::new(), chunk: vec![0; CHUNK], id: 0 };
         let hello: Hello = peer.receive(Kind::Hello).message().unwrap();

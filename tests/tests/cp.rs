@@ -141,6 +141,17 @@ fn archives_go_through_pipes(grade: Grade) {
     let listed =
         std::process::Command::new("tar").arg("-tf").arg(host.work().join("back.tar")).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap(), "a/\na/b/\na/b/c\n");
+    // What has no place in an archive, or in a sandbox, is not there, and firn says so.
+    let _ = host.exec(&id, "mkfifo /tmp/a/pipe /tmp/a/b/pipe").finish().expect(0);
+    let said = "firn: left out by the sandbox, as neither files, folders nor links: ";
+    for to in ["-", "out"] {
+        let done = host.firn(&["cp", &format!("{id}:/tmp/a"), to]).finish().expect(0);
+        assert_eq!(done.complaints(), format!("{said}2\n"), "{to}");
+    }
+    let _ = std::process::Command::new("mkfifo").arg(host.work().join("pipe")).status().unwrap();
+    let tar = std::process::Command::new("tar").args(["-C"]).arg(host.work()).args(["-c", "pipe"]).output();
+    let done = host.firn(&["cp", "-", &format!("{id}:/tmp")]).stdin(tar.unwrap().stdout).finish().expect(0);
+    assert_eq!(done.complaints(), format!("{said}1\n"));
     // What is no archive is refused, and the sandbox goes on.
     let _ = host.firn(&["cp", "-", &format!("{id}:/tmp")]).stdin(vec![b'x'; 5000]).finish().expect(1);
     let _ = host.exec(&id, "true").finish().expect(0);

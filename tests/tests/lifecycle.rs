@@ -123,7 +123,28 @@ fn a_jails_limits_can_be_changed() {
     let done = many(&host);
     assert!(done.stderr.contains("fork") || done.stderr.contains("process limit"), "{}", done.stderr);
     let _ = host.firn(&["update", &id]).finish().expect(2);
-    assert!(refused(&host, &["update", &id, "--memory", "1"]).contains("memory"));
+    // What is refused changes nothing.
+    for refused_limit in [["--memory", "1M"], ["--pids", "0"]] {
+        let said = refused(&host, &[&["update", &id, "--description", "x"], &refused_limit[..]].concat());
+        assert!(said.contains("memory") || said.contains("processes"), "{said}");
+    }
+    let after = host.status(&id);
+    assert_eq!((&after["description"], &after["protection"]["limits"]), (&status["description"], limits));
+}
+
+jail_only!(a_command_whose_log_cannot_be_kept_does_not_run);
+fn a_command_whose_log_cannot_be_kept_does_not_run() {
+    let host = Host::of(Grade::Jail);
+    let id = host.create(&[]);
+    let logs = host.state().join("logs").join(&id);
+    std::fs::write(&logs, "no folder").unwrap();
+    let detach = |script: &str| host.firn(&["exec", "--detach", &id, "--", "sh", "-c", script]).finish();
+    let refused = detach("touch /tmp/ran").expect(125);
+    assert!(refused.stderr.contains("cannot keep the log"), "{}", refused.stderr);
+    let _ = host.exec(&id, "sleep 0.2; test ! -e /tmp/ran").finish().expect(0);
+    std::fs::remove_file(&logs).unwrap();
+    assert_eq!(detach("echo said").expect(0).text(), "2\n");
+    host.wait_until("it is written", || firn(&host, &["logs", &id]) == "said\n");
 }
 
 vm_only!(a_vms_limits_cannot);

@@ -5,6 +5,7 @@ use firn_tests::{Grade, Host, Process, both_grades, vm_only};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 fn create(host: &Host, grade: Grade) -> firn_tests::Firn {
     host.firn(&["create", "--isolation", grade.name(), "--json"])
@@ -126,6 +127,38 @@ fn a_sandbox_goes_on_when_the_daemon_is_killed(grade: Grade) {
     host.firn(&["destroy", &id]).finish().expect(0);
     nothing_is_left(&host, "destroy");
     daemon.kill();
+}
+
+both_grades!(a_daemon_that_stops_does_not_wait_for_detached_commands);
+fn a_daemon_that_stops_does_not_wait_for_detached_commands(grade: Grade) {
+    let host = Host::of(grade);
+    let daemon = host.daemon(None);
+    let id = id_of(&create(&host, grade).finish().expect(0).json());
+    let counts = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.2; done";
+    host.firn(&["exec", "--detach", &id, "--", "sh", "-c", counts]).finish().expect(0);
+    let lines = || {
+        let logs = host.firn(&["logs", &id]).finish().expect(0);
+        logs.text().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    host.wait_until("it has written", || lines().len() >= 2);
+    let said = std::fs::read_to_string(host.work().join("daemon.log")).unwrap();
+    assert!(said.contains("exec-started") && !said.contains("echo line"), "{said}");
+    let begun = Instant::now();
+    host.firn(&["daemon", "stop"]).finish().expect(0);
+    daemon.ended();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+
+    let _next = host.daemon(None);
+    let seen = lines().len();
+    host.wait_until("it goes on", || lines().len() > seen + 2);
+    for (index, line) in lines().iter().enumerate() {
+        assert_eq!(*line, format!("line {}", index + 1));
+    }
+    host.firn(&["destroy", &id]).finish().expect(0);
+    // It ended with its sandbox, and what it was is in the audit log.
+    let audit = || std::fs::read_to_string(host.state().join(format!("audit/{id}.jsonl"))).unwrap();
+    host.wait_until("its end is written down", || audit().contains("\"exec-exited\""));
+    assert!(audit().contains("\"endedBy\":\"sandbox\"") && audit().contains("echo line"), "{}", audit());
 }
 
 both_grades!(what_died_while_no_daemon_ran_is_remembered_as_dead);

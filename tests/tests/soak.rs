@@ -1,29 +1,24 @@
 //! The same things very often. `make soak` runs all of it, `make test` a sample.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Grade, Host, both_grades, collect, jail_only};
+use firn_tests::{Chance, Grade, Host, both_grades, collect, jail_only};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Kills `firn run` at random moments of its life and checks that the next command leaves nothing.
 fn random_kills(grade: Grade, times: u32) {
     let host = Host::of(grade);
-    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
-    let mut state = seed;
+    let mut chance = Chance::new();
     let mut cgroups = BTreeSet::<PathBuf>::new();
     let life = match grade {
         Grade::Jail => 500,
         Grade::Vm => 3500,
     };
     for _ in 0..times {
-        // xorshift64 (Marsaglia 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
         let mut child = host.run(&["-w", ".", "--", "sh", "-c", "echo x > file; sleep 0.3"]).spawn();
-        std::thread::sleep(Duration::from_millis(state % life));
+        std::thread::sleep(chance.time(Duration::from_millis(life)));
         cgroups.extend(host.cgroups(&host.sandboxes()));
         child.kill().unwrap();
         let _ = collect(child);
@@ -32,9 +27,9 @@ fn random_kills(grade: Grade, times: u32) {
     }
     let _ = host.run(&["--", "true"]).finish().expect(0);
     for cgroup in cgroups {
-        assert!(!cgroup.exists(), "seed {seed}: {} is left", cgroup.display());
+        assert!(!cgroup.exists(), "{} is left", cgroup.display());
     }
-    assert!(host.sandboxes().is_empty(), "seed {seed}: {:?} are left", host.sandboxes());
+    assert!(host.sandboxes().is_empty(), "{:?} are left", host.sandboxes());
     host.assert_clean();
 }
 

@@ -17,7 +17,10 @@ mod supervisor;
 mod tree;
 
 pub(crate) use accounts::{Accounts, Home, is_own};
+pub(crate) use command::{Command, not_started};
 pub(crate) use pump::run;
-pub(crate) use report::Order;
-pub(crate) use supervisor::{close_all_but, mark_for_death};
+pub(crate) use report::{Ended, Order, Report, Stage, StartFailure};
+pub(crate) use streams::{Input, Output, Streams, Taken};
+pub(crate) use supervised::Supervised;
+pub(crate) use supervisor::{Beyond, Stdio, close_all_but, mark_for_death};
 pub(crate) use tree::Tree;

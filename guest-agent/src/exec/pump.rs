@@ -118,7 +118,7 @@ fn prepare<'a>(
     let command = Command::new(exec)?;
     let Streams { stdin, outputs, terminal, stdio } =
         Streams::open(exec, || agent.null()).map_err(command::not_started)?;
-    let supervised = Supervised::spawn(agent, command, stdio).map_err(command::not_started)?;
+    let supervised = Supervised::spawn(agent, command, stdio, Vec::new()).map_err(command::not_started)?;
     Ok(Pump {
         connection,
         id,

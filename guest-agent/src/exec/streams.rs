@@ -171,6 +171,11 @@ impl Output {
         }
     }
 
+    /// There is more to come after all: it was not the command that was over.
+    pub(crate) fn go_on(&mut self) {
+        self.left = None;
+    }
+
     fn grow(&mut self) {
         if self.chunk == FIRST_CHUNK && self.ending == Ending::Empty {
             // The system may forbid it; then the pipe stays as it is.
@@ -209,6 +214,12 @@ pub(crate) struct Input {
 }
 
 impl Input {
+    /// One that goes into this pipe. `None`: nothing reads it.
+    pub(crate) fn into_pipe(pipe: Option<OwnedFd>) -> Result<Input, StartFailure> {
+        let pipe = pipe.map(|pipe| register(pipe, Interest::WRITABLE)).transpose()?;
+        Ok(Input::new(pipe, InputKind::Pipe))
+    }
+
     fn new(fd: Option<Descriptor>, kind: InputKind) -> Input {
         let credit = if fd.is_some() { STDIN_WINDOW } else { 0 };
         Input { fd, kind, buffer: BytesMut::new(), credit, taken: 0, ended: false }

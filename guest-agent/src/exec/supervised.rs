@@ -2,7 +2,7 @@
 
 use super::command::Command;
 use super::report::{Order, PACKET, Report, Stage, StartFailure};
-use super::supervisor::{self, Brief, Inherited, Stdio};
+use super::supervisor::{self, Beyond, Brief, Inherited, Stdio};
 use crate::agent::Agent;
 use crate::sys;
 use nix::errno::Errno;
@@ -28,12 +28,13 @@ impl Supervised {
         agent: &Rc<Agent>,
         command: Command,
         stdio: Stdio,
+        beyond: Vec<Beyond>,
     ) -> Result<Supervised, StartFailure> {
         let failed = |errno: Errno| StartFailure { stage: Stage::Process, errno: errno as i32 };
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(failed)?;
-        let brief = Brief { command, stdio, control: theirs };
+        let brief = Brief { command, stdio, beyond, control: theirs };
         let inherited = Inherited { signals: agent.signals(), entrance: agent.entrance() };
         // The other ends of the streams and of the socket pair are dropped with the closure here,
         // and used up by the supervisor there.

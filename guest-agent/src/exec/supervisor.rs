@@ -38,6 +38,8 @@ use std::time::Instant;
 pub(crate) struct Brief {
     pub(crate) command: Command,
     pub(crate) stdio: Stdio,
+    /// More descriptors for the command, in the order of their numbers, without a gap.
+    pub(crate) beyond: Vec<Beyond>,
     /// The supervisor's end of the socket pair.
     pub(crate) control: OwnedFd,
 }
@@ -58,6 +60,13 @@ pub(crate) enum Stdio {
     Terminal(OwnedFd),
 }
 
+/// A descriptor for a command besides its streams.
+pub(crate) struct Beyond {
+    pub(crate) fd: OwnedFd,
+    /// Its number in the command: above its limit on descriptors if need be, which is for those it opens.
+    pub(crate) number: RawFd,
+}
+
 impl Stdio {
     fn each(&self) -> [&OwnedFd; 3] {
         match self {
@@ -70,13 +79,14 @@ impl Stdio {
 /// The life of a supervisor.
 pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
     let Inherited { signals, entrance } = inherited;
-    let Brief { command, stdio, control } = brief;
+    let Brief { command, stdio, beyond, control } = brief;
     let report = |report: Report| {
         let _ = send(control.as_raw_fd(), &report.to_packet(), MsgFlags::MSG_NOSIGNAL);
     };
     let mut kept = vec![control.as_raw_fd(), signals.as_fd().as_raw_fd()];
     kept.extend(entrance.map(|entrance| entrance.as_raw_fd()));
     kept.extend(stdio.each().map(|stream| stream.as_raw_fd()));
+    kept.extend(beyond.iter().map(|beyond| beyond.fd.as_raw_fd()));
     close_all_but(&mut kept);
     // The agent is one too, but that does not pass to its children.
     let adopted = prctl::set_child_subreaper(true);
@@ -85,8 +95,8 @@ pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
     let started = adopted
         .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })
         .and_then(|()| command.resolve())
-        .and_then(|command| start(&command, &stdio, *entrance));
-    drop(stdio);
+        .and_then(|command| start(&command, &stdio, &beyond, *entrance));
+    drop((stdio, beyond));
     match started {
         Err(failure) => report(Report::Failed(failure)),
         Ok(pid) => {
@@ -110,12 +120,17 @@ pub(crate) fn close_all_but(kept: &mut [RawFd]) {
 }
 
 /// Makes the command's process. On success `execve` is done.
-fn start(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) -> Result<Pid, StartFailure> {
+fn start(
+    command: &Resolved,
+    stdio: &Stdio,
+    beyond: &[Beyond],
+    entrance: Option<BorrowedFd<'_>>,
+) -> Result<Pid, StartFailure> {
     let mut failure = None;
     let mut marked = false;
     let mut child = || {
         marked = mark_for_death(c"self/oom_score_adj");
-        failure = Some(become_command(command, stdio, entrance));
+        failure = Some(become_command(command, stdio, beyond, entrance));
         127
     };
     let pid = sys::vfork(&mut child)
@@ -155,7 +170,12 @@ fn limit(limits: &[(Resource, u64)]) -> Result<(), Errno> {
 
 /// The command's process up to `execve`. It shares the supervisor's memory: no lock, no handler and
 /// nothing that must be undone.
-fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd<'_>>) -> StartFailure {
+fn become_command(
+    command: &Resolved,
+    stdio: &Stdio,
+    beyond: &[Beyond],
+    entrance: Option<BorrowedFd<'_>>,
+) -> StartFailure {
     let at = |stage: Stage| move |errno: Errno| StartFailure { stage, errno: errno as i32 };
     let prepare = || {
         nix::unistd::setsid().map_err(at(Stage::Process))?;
@@ -169,7 +189,13 @@ fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd
         for (number, stream) in (0..).zip(stdio.each()) {
             sys::place(stream.as_fd(), number).map_err(at(Stage::Stdio))?;
         }
-        sys::close_between(3, RawFd::MAX);
+        let mut next = 3;
+        if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
+            place_beyond(beyond, last.number).map_err(at(Stage::Stdio))?;
+            sys::close_between(next, first.number - 1);
+            next = last.number + 1;
+        }
+        sys::close_between(next, RawFd::MAX);
         if let Some(identity) = &command.identity {
             identity.assume(command.own_identity).map_err(at(Stage::Identity))?;
         }
@@ -187,6 +213,18 @@ fn become_command(command: &Resolved, stdio: &Stdio, entrance: Option<BorrowedFd
         Ok(()) => execute(command),
         Err(failure) => failure,
     }
+}
+
+/// Gives descriptors their numbers. A process may not have one above its soft limit, but may keep it when the
+/// limit is lowered.
+fn place_beyond(beyond: &[Beyond], last: RawFd) -> Result<(), Errno> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let needed = u64::from(last.unsigned_abs()) + 1;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(needed).min(hard), hard)?;
+    for Beyond { fd, number } in beyond {
+        sys::place(fd.as_fd(), *number)?;
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
 }
 
 /// Tries the candidates in order, as `execvp(3)` does, but never falls back to a shell.

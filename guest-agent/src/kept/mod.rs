@@ -277,7 +277,13 @@ impl Kept {
                 }
             }
             Ok(Event::StdinClosed) => state.stdin.credit = None,
-            Ok(Event::Attached { .. } | Event::Skipped { .. }) | Err(_) => {}
+            Ok(
+                Event::Attached { .. }
+                | Event::Skipped { .. }
+                | Event::RunStarted { .. }
+                | Event::OutputCut { .. },
+            )
+            | Err(_) => {}
         }
         drop(state);
         self.changed.notify_waiters();

@@ -220,6 +220,7 @@ impl Host {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return None,
                 Ok(read) => self.inbound.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
                 Err(error) => panic!("nothing from the agent: {error}"),
             }
@@ -308,7 +309,9 @@ impl Host {
                     Event::StdinCredit { bytes } => credit += bytes as usize,
                     Event::StdinClosed => run.stdin_closed = true,
                     Event::Skipped { .. } => {}
-                    event @ Event::Attached { .. } => panic!("{event:?}"),
+                    event @ (Event::Attached { .. } | Event::RunStarted { .. } | Event::OutputCut { .. }) => {
+                        panic!("{event:?}")
+                    }
                 },
                 Kind::Reply => {
                     run.reply = frame.message().unwrap();

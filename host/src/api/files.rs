@@ -1,17 +1,22 @@
 //! Files in and out of a sandbox, as tar archives. What is in them is not looked at: the agent packs and
 //! unpacks on its side, and the client on the other.
 
-use super::routes::{TAR, typed};
+use super::routes::typed;
 use super::service::Service;
 use super::types::{Refusal, RefusalKind};
+use super::wire::{LEFT_OUT, TAR};
 use crate::causes::in_full;
 use crate::guest::{GuestError, TransferEvent};
 use crate::sandbox::manager::{Handle, OperationError};
 use axum::body::{Body, BodyDataStream};
+use axum::http::header::TRAILER;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use bytes::Bytes;
 use firn_protocol::{ArchiveWrite, FailureCode, FileTarget, Text};
 use futures::StreamExt as _;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use std::io;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -53,7 +58,7 @@ fn refuse_operation(service: &Service) -> impl Fn(OperationError) -> Refusal {
 /// Packs what is at `path`. Answers when the first of it is there: then it can be packed.
 pub(super) async fn pack(service: &Service, handle: &Handle, path: Text) -> Result<Response, Refusal> {
     let (mut connection, activity) = handle.connect().await.map_err(refuse_operation(service))?;
-    let (send, parts) = mpsc::channel::<io::Result<Bytes>>(WAITING);
+    let (send, parts) = mpsc::channel::<io::Result<Frame<Bytes>>>(WAITING);
     let (open, opened) = oneshot::channel();
     let force = service.end().force.clone();
     service.work().spawn(async move {
@@ -77,13 +82,20 @@ pub(super) async fn pack(service: &Service, handle: &Handle, path: Text) -> Resu
             match event {
                 Ok(TransferEvent::Chunk(bytes)) => {
                     tell(Ok(()));
-                    if send.send_timeout(Ok(bytes), PATIENCE).await.is_err() {
+                    if send.send_timeout(Ok(Frame::data(bytes)), PATIENCE).await.is_err() {
                         return;
                     }
                 }
                 Ok(TransferEvent::Room) => {}
-                Ok(TransferEvent::Read | TransferEvent::Archived(_)) => {
+                Ok(TransferEvent::Read) => {
                     tell(Ok(()));
+                    return;
+                }
+                Ok(TransferEvent::Archived { left_out }) => {
+                    tell(Ok(()));
+                    let (name, value) = count(left_out);
+                    let trailers = Frame::trailers(HeaderMap::from_iter([(name, value)]));
+                    let _ = send.send_timeout(Ok(trailers), PATIENCE).await;
                     return;
                 }
                 Err(error) => {
@@ -104,16 +116,23 @@ pub(super) async fn pack(service: &Service, handle: &Handle, path: Text) -> Resu
     }
     let stream =
         futures::stream::unfold(parts, async |mut parts| parts.recv().await.map(|part| (part, parts)));
-    Ok(typed(TAR, Body::from_stream(stream)))
+    let mut response = typed(TAR, Body::new(StreamBody::new(stream)));
+    response.headers_mut().insert(TRAILER, HeaderValue::from_static(LEFT_OUT));
+    Ok(response)
 }
 
-/// Unpacks an archive into the folder at `path`.
+/// How much was left out, as a header.
+pub(super) fn count(left_out: u64) -> (HeaderName, HeaderValue) {
+    (HeaderName::from_static(LEFT_OUT), HeaderValue::from(left_out))
+}
+
+/// Unpacks an archive into the folder at `path`, and says how much of it was left out.
 pub(super) async fn unpack(
     service: &Service,
     handle: &Handle,
     path: Text,
     archive: Body,
-) -> Result<(), Refusal> {
+) -> Result<u64, Refusal> {
     let mut archive = archive.into_data_stream();
     let unpacked = unpack_from(service, handle, path, &mut archive).await;
     if unpacked.is_err() {
@@ -132,7 +151,7 @@ async fn unpack_from(
     handle: &Handle,
     path: Text,
     archive: &mut BodyDataStream,
-) -> Result<(), Refusal> {
+) -> Result<u64, Refusal> {
     let (mut connection, _activity) = handle.connect().await.map_err(refuse_operation(service))?;
     let write = ArchiveWrite { folder: target(path), name: None };
     let mut transfer = connection.archive_write(write).map_err(|error| refuse(service, &error))?;
@@ -147,7 +166,7 @@ async fn unpack_from(
         }
         tokio::select! {
             event = transfer.next() => match event {
-                Ok(TransferEvent::Archived(_)) => return Ok(()),
+                Ok(TransferEvent::Archived { left_out }) => return Ok(left_out),
                 Ok(_) => {}
                 Err(error) => return Err(refuse(service, &error)),
             },

@@ -11,6 +11,7 @@ pub(crate) mod client;
 mod files;
 mod metrics;
 pub(crate) mod operations;
+mod percent;
 pub(crate) mod phase;
 pub(crate) mod refusal;
 mod relay;
@@ -21,6 +22,7 @@ pub(crate) mod service;
 pub(crate) mod start;
 pub(crate) mod stream;
 pub(crate) mod types;
+mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,11 @@
 use super::routes;
 use super::service::Service;
 use super::types::{
-    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EventRecord, ExecRequest, Notice,
-    ProcessRow, Pruned, Refusal, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
-    UpdateRequest,
+    AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EvaluateRequest, EventRecord, ExecRequest,
+    InterruptRequest, Interrupted, Notice, ProcessRow, Pruned, Refusal, RenewRequest, RunRequest,
+    SandboxInfo, SessionInfo, SessionRequest, StatsInfo, StopRequest, UpdateRequest,
 };
+use super::wire;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -54,8 +55,8 @@ enum Content {
 impl Content {
     fn media_type(self) -> &'static str {
         match self {
-            Content::Json(_) => routes::JSON,
-            Content::Lines(_) => routes::LINES,
+            Content::Json(_) => wire::JSON,
+            Content::Lines(_) => wire::LINES,
             Content::Raw(media_type) => media_type,
         }
     }
@@ -180,6 +181,59 @@ pub(super) fn all() -> Vec<Operation> {
             .asks::<ExecRequest>()
             .frames(),
         Operation::new(
+            "evaluate",
+            "post",
+            "/evaluate",
+            "Run code in a session, which is made if there is none, or in a sandbox that lives as long as the \
+             connection.",
+            post(routes::evaluate),
+        )
+        .asks::<EvaluateRequest>()
+        .frames(),
+        Operation::new(
+            "sessions",
+            "get",
+            "/sessions",
+            "All sessions, the oldest first.",
+            get(routes::sessions),
+        )
+        .json::<Vec<SessionInfo>>("They."),
+        Operation::new(
+            "createSession",
+            "post",
+            "/sessions",
+            "Start an interpreter that lives on between runs of code.",
+            post(routes::create_session),
+        )
+        .asks::<SessionRequest>()
+        .answer(201, "It takes code.", Some(Content::Json(schema_of::<SessionInfo>)))
+        .lines::<Notice>("How it comes up, for who accepts application/x-ndjson."),
+        Operation::new(
+            "session",
+            "get",
+            "/sessions/{name}",
+            "A session, by its name.",
+            get(routes::session),
+        )
+        .json::<SessionInfo>("As it is now."),
+        Operation::new(
+            "interrupt",
+            "post",
+            "/sessions/{name}/interrupt",
+            "End what a session runs. Its state is kept if that ends in time.",
+            post(routes::interrupt),
+        )
+        .asks::<InterruptRequest>()
+        .json::<Interrupted>("What was done."),
+        Operation::new(
+            "closeSession",
+            "delete",
+            "/sessions/{name}",
+            "End a session, with its sandbox if that is its own.",
+            delete(routes::close_session),
+        )
+        .nothing("Nothing of it is left."),
+        Operation::new(
             "attach",
             "post",
             "/sandboxes/{id}/attach",
@@ -225,7 +279,7 @@ pub(super) fn all() -> Vec<Operation> {
             get(routes::logs),
         )
         .query::<routes::LogsQuery>()
-        .raw(routes::BYTES, "Its bytes."),
+        .raw(wire::BYTES, "Its bytes."),
         Operation::new(
             "console",
             "get",
@@ -233,7 +287,7 @@ pub(super) fn all() -> Vec<Operation> {
             "The last of its console.",
             get(routes::console),
         )
-        .raw(routes::BYTES, "Its bytes."),
+        .raw(wire::BYTES, "Its bytes."),
         Operation::new(
             "archive",
             "get",
@@ -242,7 +296,10 @@ pub(super) fn all() -> Vec<Operation> {
             get(routes::archive),
         )
         .query::<routes::ArchiveQuery>()
-        .raw(routes::TAR, "A tar archive."),
+        .raw(
+            wire::TAR,
+            "A tar archive. The trailer firn-left-out, for who takes trailers, counts what is not in it.",
+        ),
         Operation::new(
             "unpack",
             "put",
@@ -251,8 +308,8 @@ pub(super) fn all() -> Vec<Operation> {
             put(routes::unpack),
         )
         .query::<routes::ArchiveQuery>()
-        .asks_raw(routes::TAR)
-        .nothing("It is there."),
+        .asks_raw(wire::TAR)
+        .nothing("It is there, but for as much as the header firn-left-out says."),
         Operation::new(
             "events",
             "get",
@@ -283,9 +340,9 @@ pub(super) fn all() -> Vec<Operation> {
             post(routes::stop_daemon),
         )
         .asks::<DaemonStopRequest>()
-        .raw(routes::BYTES, "Empty, and ends with the daemon."),
+        .raw(wire::BYTES, "Empty, and ends with the daemon."),
         Operation::new("openapi", "get", "/openapi.json", "This document.", get(routes::openapi))
-            .raw(routes::JSON, "This document."),
+            .raw(wire::JSON, "This document."),
         Operation::new(
             "metrics",
             "get",
@@ -293,7 +350,7 @@ pub(super) fn all() -> Vec<Operation> {
             "Counters, in Prometheus' text format.",
             get(routes::metrics),
         )
-        .raw(routes::METRICS, "They."),
+        .raw(wire::METRICS, "They."),
     ]
 }
 
@@ -330,7 +387,7 @@ pub(crate) fn document() -> Value {
             "responses": {
                 "Refusal": {
                     "description": "Why not.",
-                    "content": { routes::JSON: { "schema": refusal } },
+                    "content": { wire::JSON: { "schema": refusal } },
                 }
             }
         },

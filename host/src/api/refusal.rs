@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, Program};
 use crate::jail::JailError;
 use crate::sandbox::launch::{Ended, LaunchError};
 use crate::sandbox::manager::OperationError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::sys::process::ProcessError;
 use crate::view::ShareError;
 use crate::vm::vmm::backend::ChooseError;
@@ -52,15 +52,24 @@ impl Refusal {
 
 fn kind(error: &OperationError) -> RefusalKind {
     match error {
-        OperationError::NotFound(_) | OperationError::NoCommand { .. } => RefusalKind::NotFound,
-        OperationError::Ambiguous { .. } => RefusalKind::Ambiguous,
-        OperationError::Name(_) | OperationError::Spec(_) => RefusalKind::Invalid,
-        OperationError::NameTaken(_) | OperationError::KeyTaken(_) | OperationError::State { .. } => {
-            RefusalKind::Conflict
+        OperationError::NotFound(_) | OperationError::NoCommand { .. } | OperationError::NoSession(_) => {
+            RefusalKind::NotFound
         }
+        OperationError::Ambiguous { .. } => RefusalKind::Ambiguous,
+        OperationError::Name(_)
+        | OperationError::Spec(_)
+        | OperationError::SessionName(_)
+        | OperationError::NoInterpreter(_) => RefusalKind::Invalid,
+        OperationError::NameTaken(_)
+        | OperationError::KeyTaken(_)
+        | OperationError::SessionTaken(_)
+        | OperationError::Bound { .. }
+        | OperationError::State { .. } => RefusalKind::Conflict,
         OperationError::TooMany { .. } => RefusalKind::TooMany,
         OperationError::Stopping => RefusalKind::Stopping,
-        OperationError::Launch(_) | OperationError::NotUp(_) => RefusalKind::Launch,
+        OperationError::Launch(_) | OperationError::NotUp(_) | OperationError::NotInterpreted { .. } => {
+            RefusalKind::Launch
+        }
         OperationError::Sandbox(_) | OperationError::Gone(_) | OperationError::Unresponsive(_) => {
             RefusalKind::Sandbox
         }
@@ -78,6 +87,14 @@ fn hint(error: &OperationError, config: &Config) -> Option<String> {
     let text = match error {
         OperationError::Spec(SpecError::Share(ShareError::Syntax(_))) => {
             "for example: --mount ~/data:/data:ro"
+        }
+        OperationError::NoSession(_) => {
+            "name an environment and it is made: python, shell or node; `firn session list` shows those there are"
+        }
+        OperationError::NoInterpreter(_) => "code is run in python, shell or node",
+        OperationError::Spec(SpecError::Share(ShareError::Own { .. })) => {
+            "share a folder beside it, as ~/project instead of ~; or have firn keep what is its own elsewhere: \
+             FIRN_STATE_DIR, FIRN_RUNTIME_DIR and FIRN_CACHE_DIR, set where the daemon is started"
         }
         OperationError::Ambiguous { .. } => "use more of the id, or the name",
         OperationError::TooMany { .. } => {

@@ -9,10 +9,11 @@
 //! than the agent takes: nothing piles up here. The client is listened to at all times, so that its end is
 //! noticed at once, whatever the sandbox does.
 
+use super::phase::describe;
 use super::routes;
 use super::service::{Peer, Service};
-use super::stream::{COMMAND, NOTICE};
-use super::types::{Notice, Refusal, RunRequest};
+use super::types::{CreateRequest, EvaluateRequest, Notice, Refusal, RunRequest};
+use super::wire::{COMMAND, NOTICE};
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
 use bytes::{Buf as _, BytesMut};
@@ -223,7 +224,7 @@ pub(super) async fn run(service: Service, peer: Peer, upgrade: OnUpgrade, asked:
     };
     let life = if asked.command.detach { Life::Command } else { Life::Ephemeral };
     let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
-    let launched = launch(&service, &peer, &mut line, &asked, life).instrument(span.clone()).await;
+    let launched = launch(&service, &peer, &mut line, &asked.sandbox, life).instrument(span.clone()).await;
     let handle = match launched {
         Ok(Ok(handle)) => handle,
         Ok(Err(refusal)) => {
@@ -247,24 +248,137 @@ pub(super) async fn run(service: Service, peer: Peer, upgrade: OnUpgrade, asked:
     }
 }
 
+/// Code, in a session that may be made for it or in a sandbox that is there for the stream.
+pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, asked: EvaluateRequest) {
+    let mut line = match Line::open(upgrade).await {
+        Ok(line) => line,
+        Err(gone) => return tracing::debug!(%gone, "code lost its client before it was run"),
+    };
+    match asked.session.clone() {
+        Some(session) => evaluate_in(service, peer, line, &session, asked).await,
+        None => {
+            let sandbox = asked.sandbox.clone().unwrap_or_default();
+            if let Err(error) = service.manager().check_code(&sandbox) {
+                line.notice(&Notice::Failed { refusal: service.refuse(&error), console: None });
+                return close(&service, line).await;
+            }
+            let Some(handle) = come_up(&service, &peer, &mut line, &sandbox, Life::Ephemeral).await else {
+                return;
+            };
+            let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
+            line.notice(&Notice::Sandbox { sandbox: Box::new(handle.info()) });
+            let granted = Granted::of(asked.stdin);
+            let begun = handle.evaluate_once(asked, Some(peer.caller));
+            let over = relay_begun(&service, &mut line, begun, granted).await;
+            let last = end_run(&service, &peer, &mut line, &handle, over, Life::Ephemeral, shares).await;
+            if let Some(last) = last {
+                line.notice(&last);
+                close(&service, line).await;
+            }
+        }
+    }
+}
+
+async fn evaluate_in(service: Service, peer: Peer, mut line: Line, session: &str, asked: EvaluateRequest) {
+    // Among the connections that there may be, until the stream ends.
+    let _place = peer.place;
+    let by = Some(peer.caller);
+    let (tell, mut told) = mpsc::channel(WAITING);
+    let found = async {
+        let mut progress = |progress| {
+            // Who does not read misses some of it.
+            let _ = tell.try_send(Notice::Progress { phase: describe(&progress) });
+        };
+        service.manager().session(session, asked.sandbox.as_ref(), by, &mut progress).await
+    };
+    let found = match while_told(&service, &mut line, &mut told, found).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            line.notice(&Notice::Failed { refusal: service.refuse(&error), console: None });
+            return close(&service, line).await;
+        }
+        Err(gone) => return tracing::info!(%gone, "the client left before its session was there"),
+    };
+    line.notice(&Notice::Session { session: Box::new(found.info()), created: found.created });
+    let granted = Granted::of(asked.stdin);
+    let (over, conclusion) = relay_begun(&service, &mut line, found.evaluate(asked, by), granted).await;
+    let timed_out = matches!(&conclusion, Some(Notice::Ended { timed_out: true, .. }));
+    let last = match over {
+        Over::Ended | Over::Detached(_) => conclusion,
+        Over::Failed(_) if timed_out => conclusion,
+        Over::Failed(error) => Some(failed(&service, &error, found.handle.console())),
+        Over::Gone(gone) => return tracing::info!(%gone, "the client of a run is gone"),
+    };
+    if let Some(last) = last {
+        line.notice(&last);
+    }
+    close(&service, line).await;
+}
+
+/// Begins a command, and passes on both ways until it is over.
+async fn relay_begun(
+    service: &Service,
+    line: &mut Line,
+    begun: impl Future<Output = Result<Command, OperationError>>,
+    granted: Granted,
+) -> (Over, Option<Notice>) {
+    let mut command = match line.during(service, begun).await {
+        Ok(Ok(command)) => command,
+        Ok(Err(error)) => return (Over::Failed(error), None),
+        Err(gone) => return (Over::Gone(gone), None),
+    };
+    service.metrics().command();
+    let over = relay(service, line, &mut command, granted, Leave::Over).await;
+    (over, ended(&command))
+}
+
+/// The sandbox of a stream, or none if it did not come up, which was said.
+async fn come_up(
+    service: &Service,
+    peer: &Peer,
+    line: &mut Line,
+    sandbox: &CreateRequest,
+    life: Life,
+) -> Option<Handle> {
+    match launch(service, peer, line, sandbox, life).await {
+        Ok(Ok(handle)) => return Some(handle),
+        Ok(Err(refusal)) => {
+            line.notice(&Notice::Failed { refusal, console: None });
+            let _ = tokio::time::timeout(LAST_WORDS, line.flush()).await;
+        }
+        Err(gone) => tracing::info!(%gone, "a client left while its sandbox came up"),
+    }
+    None
+}
+
 async fn launch(
     service: &Service,
     peer: &Peer,
     line: &mut Line,
-    asked: &RunRequest,
+    sandbox: &CreateRequest,
     life: Life,
 ) -> Result<Result<Handle, Refusal>, Gone> {
     let (tell, mut told) = mpsc::channel(WAITING);
-    let launched = routes::launch(service, asked.sandbox.clone(), life, peer.caller, move |notice| {
+    let launched = routes::launch(service, sandbox.clone(), life, peer.caller, move |notice| {
         // Who does not read misses some of it.
         let _ = tell.try_send(notice);
     });
-    tokio::pin!(launched);
+    while_told(service, line, &mut told, launched).await
+}
+
+/// Does some work while the client is told of it and listened to.
+async fn while_told<T>(
+    service: &Service,
+    line: &mut Line,
+    told: &mut mpsc::Receiver<Notice>,
+    work: impl Future<Output = T>,
+) -> Result<T, Gone> {
+    tokio::pin!(work);
     loop {
         tokio::select! {
             biased;
             Some(notice) = told.recv() => line.notice(&notice),
-            launched = &mut launched => return Ok(launched),
+            done = &mut work => return Ok(done),
             gone = line.until_gone() => return Err(gone),
             () = service.end().force.cancelled() => return Err(Gone::Forced),
         }
@@ -475,11 +589,14 @@ fn tell(line: &mut Line, command: &Command, granted: &mut Granted, event: ExecEv
             grant(line, command, granted);
         }
         ExecEvent::Skipped(bytes) => line.say(Kind::Event, COMMAND, &Event::Skipped { bytes }),
-        // That is between us and the client: no sandbox says it.
-        ExecEvent::Other(_) => {}
         ExecEvent::Stdout(bytes) => line.post(Frame::new(Kind::Stdout, COMMAND, bytes)),
         ExecEvent::Stderr(bytes) => line.post(Frame::new(Kind::Stderr, COMMAND, bytes)),
         ExecEvent::StdinRoom | ExecEvent::StdinClosed => grant(line, command, granted),
+        ExecEvent::Cut(by) => line.say(Kind::Event, COMMAND, &Event::OutputCut { by }),
+        ExecEvent::Ran(ran) => {
+            line.say(Kind::Reply, COMMAND, &Reply::Ran(ran));
+            return Leave::Over;
+        }
         ExecEvent::Exited(exited) => {
             line.say(Kind::Reply, COMMAND, &Reply::Exited(exited));
             return Leave::Over;

@@ -1,5 +1,6 @@
 //! Reading requests: bounded, in time, and refused in our own words.
 
+use super::percent;
 use super::types::{Refusal, RefusalKind};
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -7,8 +8,6 @@ use axum::http::request::Parts;
 use firn_protocol::Text;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
 use std::time::Duration;
 
 /// The largest request, in bytes: an argument vector and environment of the kernel's own limit fit.
@@ -74,27 +73,11 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
         let mut fields = parts.uri.query().unwrap_or_default().split('&');
         let path = fields
             .find_map(|field| field.strip_prefix("path="))
-            .and_then(decode)
+            .and_then(percent::decode)
             .filter(|path| path.starts_with(b"/"))
             .ok_or_else(|| invalid("the query needs an absolute path, percent-encoded: path=%2Fetc"))?;
-        Ok(SandboxPath(OsString::from_vec(path).into()))
+        Ok(SandboxPath(Text::from_bytes(&path)))
     }
-}
-
-/// Undoes percent-encoding (RFC 3986, section 2.1).
-fn decode(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let digits = [bytes.next()?, bytes.next()?];
-                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
-            }
-            other => other,
-        });
-    }
-    Some(decoded)
 }
 
 /// The name in a request's path.
@@ -108,6 +91,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(name)) => Ok(Named(name)),
             Err(error) => Err(invalid(format!("the path does not fit: {}", error.body_text()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn path_of(uri: &str) -> Result<Text, Refusal> {
+        let (mut parts, ()) = axum::http::Request::get(uri).body(()).unwrap().into_parts();
+        SandboxPath::from_request_parts(&mut parts, &()).await.map(|SandboxPath(path)| path)
+    }
+
+    #[tokio::test]
+    async fn a_path_of_a_sandbox_is_any_bytes() {
+        let path = path_of("/v1/sandboxes/x/archive?other=1&path=%2Fa%FF%0A%26%3D+b").await.unwrap();
+        assert_eq!(path.as_bytes(), b"/a\xff\n&=+b");
+        for wrong in ["", "?path=", "?path=a", "?path=%2", "?path=%zz", "?path", "?paths=%2Fa"] {
+            let refused = path_of(&format!("/archive{wrong}")).await.unwrap_err();
+            assert_eq!(refused.kind, RefusalKind::Invalid, "{wrong}");
         }
     }
 }

@@ -6,12 +6,13 @@ use super::phase::{Stopwatch, describe};
 use super::relay;
 use super::request::{Asked, Named, Params, SandboxPath};
 use super::service::{Peer, Service};
-use super::stream::FRAMES;
 use super::types::{
-    AttachRequest, Caller, CreateRequest, DaemonInfo, DaemonStopRequest, EventRecord, ExecRequest, Notice,
-    ProcessRow, Pruned, Refusal, RefusalKind, RenewRequest, RunRequest, SandboxInfo, StatsInfo, StopRequest,
+    AttachRequest, Caller, CreateRequest, DaemonInfo, DaemonStopRequest, EvaluateRequest, EventRecord,
+    ExecRequest, InterruptRequest, Interrupted, Notice, ProcessRow, Pruned, Refusal, RefusalKind,
+    RenewRequest, RunRequest, SandboxInfo, SessionInfo, SessionRequest, StatsInfo, StopRequest,
     UpdateRequest,
 };
+use super::wire::{BYTES, FRAMES, JSON, LINES, METRICS};
 use crate::sandbox::SandboxId;
 use crate::sandbox::manager::{Handle, Life};
 use axum::Json;
@@ -31,14 +32,8 @@ use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
-
-/// Media types.
-pub(super) const JSON: &str = "application/json";
-pub(super) const LINES: &str = "application/x-ndjson";
-pub(super) const BYTES: &str = "application/octet-stream";
-pub(super) const TAR: &str = "application/x-tar";
-pub(super) const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How long the orderly end of a sandbox may take when nobody says.
 const USUAL_GRACE: Duration = Duration::from_secs(10);
@@ -122,9 +117,18 @@ pub(super) fn typed(media_type: &'static str, body: impl Into<Body>) -> Response
 
 /// A body whose parts come through a queue.
 fn queued(media_type: &'static str, parts: mpsc::Receiver<Bytes>) -> Response {
-    let stream = futures::stream::unfold(parts, async |mut parts| {
+    queued_with(media_type, parts, ())
+}
+
+/// The same, with what is to be dropped when nobody reads it any more.
+fn queued_with<T: Send + 'static>(
+    media_type: &'static str,
+    parts: mpsc::Receiver<Bytes>,
+    kept: T,
+) -> Response {
+    let stream = futures::stream::unfold((parts, kept), async |(mut parts, kept)| {
         let part = parts.recv().await?;
-        Some((Ok::<Bytes, Infallible>(part), parts))
+        Some((Ok::<Bytes, Infallible>(part), (parts, kept)))
     });
     typed(media_type, Body::from_stream(stream))
 }
@@ -166,6 +170,80 @@ pub(super) async fn exec(
     let work = service.work().clone();
     work.spawn(async move { relay::command(service, peer, upgrade, handle, command, stdin, detached).await });
     Ok(switching())
+}
+
+pub(super) async fn evaluate(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    mut request: Request,
+) -> Result<Response, Refusal> {
+    service.admit()?;
+    let upgrade = upgrade(&mut request)?;
+    let asked: EvaluateRequest = read(request).await?;
+    let work = service.work().clone();
+    work.spawn(async move { relay::evaluate(service, peer, upgrade, asked).await });
+    Ok(switching())
+}
+
+/// As with [`create`], but a session that nobody waits for is not made.
+pub(super) async fn create_session(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Asked(asked): Asked<SessionRequest>,
+) -> Result<Response, Refusal> {
+    service.admit()?;
+    let lines = headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes() == LINES.as_bytes());
+    let (tell, told) = mpsc::channel(WAITING);
+    let making = async move {
+        let mut progress = |progress| {
+            if tell.capacity() > 1 {
+                let _ = tell.try_send(line(&Notice::Progress { phase: describe(&progress) }));
+            }
+        };
+        let made = service.manager().create_session(asked, Some(peer.caller), &mut progress).await;
+        let made = made.map(|found| found.info()).map_err(|error| service.refuse(&error));
+        let _ = tell.try_send(match &made {
+            Ok(session) => line(&Notice::Session { session: Box::new(session.clone()), created: true }),
+            Err(refusal) => line(&Notice::Failed { refusal: refusal.clone(), console: None }),
+        });
+        made
+    };
+    if lines {
+        let work = AbortOnDropHandle::new(tokio::spawn(making.instrument(tracing::info_span!("session"))));
+        return Ok(queued_with(LINES, told, work));
+    }
+    drop(told);
+    Ok((StatusCode::CREATED, Json(making.await?)).into_response())
+}
+
+pub(super) async fn sessions(State(service): State<Service>) -> Answer<Vec<SessionInfo>> {
+    Ok(Json(service.manager().sessions()))
+}
+
+pub(super) async fn session(State(service): State<Service>, Named(name): Named) -> Answer<SessionInfo> {
+    let inspected = async { service.manager().known_session(&name)?.inspect().await };
+    inspected.await.map(Json).map_err(|error| service.refuse(&error))
+}
+
+pub(super) async fn interrupt(
+    State(service): State<Service>,
+    Named(name): Named,
+    Asked(asked): Asked<InterruptRequest>,
+) -> Answer<Interrupted> {
+    let interrupted = async { service.manager().known_session(&name)?.interrupt(asked.grace_ms).await };
+    let interrupted = interrupted.await.map_err(|error| service.refuse(&error))?;
+    Ok(Json(Interrupted { interrupted }))
+}
+
+pub(super) async fn close_session(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Named(name): Named,
+) -> Result<StatusCode, Refusal> {
+    let closed = async { service.manager().known_session(&name)?.close(Some(peer.caller)).await };
+    closed.await.map_err(|error| service.refuse(&error))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn attach(
@@ -385,9 +463,9 @@ pub(super) async fn unpack(
     Named(id): Named,
     SandboxPath(path): SandboxPath,
     request: Request,
-) -> Result<StatusCode, Refusal> {
-    files::unpack(&service, &find(&service, &id)?, path, request.into_body()).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Response, Refusal> {
+    let left_out = files::unpack(&service, &find(&service, &id)?, path, request.into_body()).await?;
+    Ok((StatusCode::NO_CONTENT, [files::count(left_out)]).into_response())
 }
 
 pub(super) async fn events(

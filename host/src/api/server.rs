@@ -4,10 +4,10 @@
 //! nothing else: the head and the body of a request have to come in time, and nobody waits for an answer
 //! to be read but the task that sends it.
 
-use super::client::VERSIONS;
 use super::operations;
 use super::service::{Peer, SOFTWARE, Service};
 use super::types::{API_VERSION, Caller, Refusal, RefusalKind};
+use super::wire::{JSON, VERSIONS};
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::SERVER;
@@ -18,16 +18,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 /// How many connections there may be at once.
-const MOST_CONNECTIONS: usize = 512;
+pub(super) const MOST_CONNECTIONS: usize = 512;
 
 /// How long the head of a request may take.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,9 +46,14 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after the system refused a connection: it will again, at once.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is sent to who comes when all places are taken. They may not even read it.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nfirn-api: 1\r\ncontent-type: application/json\r\n\
-    connection: close\r\n\r\n{\"kind\":\"too-many\",\"message\":\"the daemon has too many connections\"}";
+/// How many of those who come when all places are taken are told so at once. The others are hung up on.
+const MOST_REFUSED: usize = 64;
+
+/// How long that may take.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest head of a request that is read for that, in bytes.
+const LONGEST_HEAD: usize = 64 << 10;
 
 /// Serves until the daemon is told to end, and then until nothing is under way.
 pub(crate) async fn serve(
@@ -56,6 +63,7 @@ pub(crate) async fn serve(
 ) {
     let router = router(service.clone());
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let refusals = Arc::new(Semaphore::new(MOST_REFUSED));
     let end = service.end().clone();
     loop {
         let stream = tokio::select! {
@@ -71,7 +79,12 @@ pub(crate) async fn serve(
         };
         let Some(caller) = admitted(&stream) else { continue };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            let _ = stream.try_write(FULL);
+            if let Ok(refusal) = refusals.clone().try_acquire_owned() {
+                connections.spawn(async move {
+                    let _refusal = refusal;
+                    let _ = tokio::time::timeout(REFUSAL_PATIENCE, refuse(stream)).await;
+                });
+            }
             continue;
         };
         service.note_request();
@@ -126,6 +139,28 @@ fn admitted(stream: &UnixStream) -> Option<Caller> {
             None
         }
     }
+}
+
+/// Says that all places are taken. Not before it was asked something, or the answer is to no question; and
+/// without hanging up before the client does, which may still be sending and would not look at the answer.
+async fn refuse(mut stream: UnixStream) -> io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < LONGEST_HEAD {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let refusal = Refusal::new(RefusalKind::TooMany, "the daemon has too many connections");
+    let body = serde_json::to_string(&refusal)?;
+    let answer = format!(
+        "HTTP/1.1 {}\r\n{VERSIONS}: {API_VERSION}\r\nserver: {SOFTWARE}\r\ncontent-type: {JSON}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        refusal.kind.status(),
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
 }
 
 async fn connection(stream: UnixStream, peer: Peer, router: Router, service: Service) {

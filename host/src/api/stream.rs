@@ -1,9 +1,11 @@
 //! A command's stream, seen from the client: frames of the command (id 1) and notices (id 0).
 
 use super::types::Notice;
+use super::wire::{COMMAND, NOTICE};
 use bytes::{Buf as _, Bytes, BytesMut};
 use firn_protocol::{
-    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin,
+    Codec, Event, Exited, Frame, FrameError, Input, Kind, NotStarted, Ran, Reply, RequestId, STDIN_WINDOW,
+    Stdin,
 };
 use futures::StreamExt as _;
 use std::io;
@@ -12,15 +14,6 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Encoder as _, FramedRead};
-
-/// What the stream is called when it is asked for (`Upgrade:` of HTTP/1.1).
-pub(crate) const FRAMES: &str = "firn-frames";
-
-/// The operation that all frames of the command belong to.
-pub(crate) const COMMAND: RequestId = 1;
-
-/// The operation that notices belong to.
-pub(crate) const NOTICE: RequestId = 0;
 
 /// How much may wait to be sent. The daemon reads at all times, so more means that it does not.
 const OUTBOX: usize = 1 << 20;
@@ -68,6 +61,10 @@ pub(crate) enum StreamEvent {
     Stderr(Bytes),
     /// There may be more room for stdin: see [`CommandStream::stdin_room`].
     StdinRoom,
+    /// From here on output is dropped. The end says because of which limit.
+    Cut,
+    /// The run of a session is over. A notice follows.
+    Ran(Box<Ran>),
     /// The command is over. A notice follows.
     Exited(Box<Exited>),
     /// It never ran. A notice follows.
@@ -104,6 +101,7 @@ impl CommandStream {
             (Kind::Stderr, COMMAND) => Ok(StreamEvent::Stderr(frame.body)),
             (Kind::Reply, COMMAND) => match frame.message()? {
                 Reply::Exited(exited) => Ok(StreamEvent::Exited(exited)),
+                Reply::Ran(ran) => Ok(StreamEvent::Ran(ran)),
                 Reply::NotStarted(reason) => Ok(StreamEvent::NotStarted(reason)),
                 _ => Err(StreamError::Unexpected { kind: frame.kind, id: frame.id }),
             },
@@ -113,7 +111,10 @@ impl CommandStream {
 
     fn event(&mut self, event: &Event) -> StreamEvent {
         match event {
-            Event::Started { .. } | Event::Attached { .. } => return StreamEvent::Started,
+            Event::Started { .. } | Event::Attached { .. } | Event::RunStarted { .. } => {
+                return StreamEvent::Started;
+            }
+            Event::OutputCut { .. } => return StreamEvent::Cut,
             Event::Skipped { bytes } => return StreamEvent::Skipped(*bytes),
             Event::StdinCredit { bytes } => {
                 if let Some(credit) = &mut self.credit {

@@ -238,3 +238,30 @@ async fn who_says_nothing_or_too_much_holds_nothing_up() {
     assert!(before.elapsed() < Duration::from_secs(10));
     drop(silent);
 }
+
+#[tokio::test]
+async fn who_finds_no_place_is_told_so() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // Both ends of all connections are here.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let scene = Scene::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..server::MOST_CONNECTIONS {
+        silent.push(UnixStream::connect(scene.socket()).await.unwrap());
+    }
+    // Also who still sends when the answer is there.
+    let large = CreateRequest { description: Some("x".repeat(3 << 20)), ..CreateRequest::default() };
+    for refused in
+        [scene.client.list(None).await.map(drop), scene.client.create(&large, &mut |_| {}).await.map(drop)]
+    {
+        let Err(ClientError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+        assert_eq!(refusal.kind, RefusalKind::TooMany);
+    }
+    silent.truncate(10);
+    while scene.client.list(None).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(silent);
+    scene.stop().await;
+}

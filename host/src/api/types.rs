@@ -4,7 +4,11 @@
 //! Names are in camelCase, and those of a sandbox are nixo's where nixo has one. Times are RFC 3339,
 //! durations milliseconds, sizes bytes.
 
-use crate::sandbox::protection::Protection;
+mod session;
+
+pub(crate) use session::*;
+
+use crate::spec::protection::Protection;
 use firn_protocol::{Access, Exceeded, ProcessInfo, Stdin, TerminalSize, Text, Variable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -93,6 +97,16 @@ pub(crate) enum Isolation {
     Jail,
     /// A microVM with a kernel of its own.
     Vm,
+}
+
+impl Isolation {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Isolation::Jail => "jail",
+            Isolation::Vm => "vm",
+        }
+    }
 }
 
 /// The VMMs that can be asked for.
@@ -500,6 +514,13 @@ pub(crate) enum Notice {
     Sandbox {
         /// As it is now.
         sandbox: Box<SandboxInfo>,
+    },
+    /// The session that code is run in.
+    Session {
+        /// As it is now.
+        session: Box<SessionInfo>,
+        /// Whether it was made for this.
+        created: bool,
     },
     /// The command is over, and what is to be said of the sandbox after it. The last.
     Ended {

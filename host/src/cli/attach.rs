@@ -40,6 +40,7 @@ impl Attach {
             tty: self.tty,
             own_sandbox: false,
             // In a file or a pipe they would be bytes as any other.
+            code: false,
             keys: if std::io::stdin().is_terminal() { Keys::Awaited } else { Keys::Ignored },
             timeout: None,
             output: None,

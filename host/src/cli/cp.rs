@@ -8,6 +8,8 @@
 //! Where copies go, and what they are called, is what `docker cp` does.
 
 mod pack;
+mod queue;
+mod side;
 mod tar;
 mod unpack;
 
@@ -16,14 +18,17 @@ use super::output::Output;
 use crate::api::client::{Chunks, Client, ClientError};
 use crate::api::types::RefusalKind;
 use axum::body::Body;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 use firn_protocol::Text;
 use pack::PackError;
+use queue::{CHUNK, Inflow, Outflow};
+use side::{Side, name, wanted};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal as _, Read, Write};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::io::{self, IsTerminal as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tar::{Kind, Reader, TarError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -32,11 +37,11 @@ use unpack::{Destination, UnpackError};
 /// How many chunks may wait to be written, or to be sent.
 const WAITING: usize = 4;
 
-/// The size of a chunk that is sent.
-const CHUNK: usize = 64 * 1024;
-
 /// How many links are followed.
 const MOST_LINKS: usize = 8;
+
+/// How long what is sent after the end of an archive is waited for.
+const REST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many of the things that are left out are named.
 const NAMED: usize = 10;
@@ -97,52 +102,6 @@ pub(crate) enum CopyError {
     Panicked,
 }
 
-/// One end of a copy.
-#[derive(Debug, PartialEq, Eq)]
-enum Side {
-    /// `SANDBOX:PATH`.
-    Sandbox {
-        /// Which sandbox.
-        id: String,
-        /// Absolute.
-        path: OsString,
-    },
-    /// A path of the host's.
-    Host(PathBuf),
-    /// `-`.
-    Stream,
-}
-
-impl Side {
-    /// A path that begins with a dot or a slash, or has a slash before its first colon, is the host's.
-    fn parse(text: &OsStr) -> Side {
-        let bytes = text.as_bytes();
-        if bytes == b"-" {
-            return Side::Stream;
-        }
-        let colon = bytes.iter().position(|byte| matches!(byte, b':' | b'/')).filter(|at| bytes[*at] == b':');
-        let id = colon.and_then(|at| std::str::from_utf8(&bytes[..at]).ok()).filter(|id| !id.is_empty());
-        match (id, colon) {
-            (Some(id), Some(at)) if !id.starts_with('.') => {
-                let path = &bytes[at + 1..];
-                let root: &[u8] = if path.starts_with(b"/") { b"" } else { b"/" };
-                Side::Sandbox { id: id.to_owned(), path: OsString::from_vec([root, path].concat()) }
-            }
-            _ => Side::Host(text.into()),
-        }
-    }
-}
-
-/// Whether only what is in a folder is meant: `.`, or something that ends with `/.`.
-fn means_contents(path: &OsStr) -> bool {
-    path == "." || path.as_bytes().ends_with(b"/.")
-}
-
-/// The name that a copy of `path` gets. None: only what is in it is copied.
-fn name(path: &OsStr) -> Option<&OsStr> {
-    if means_contents(path) { None } else { Path::new(path).file_name() }
-}
-
 impl Cp {
     pub(super) async fn run(&self, client: &Client, output: &mut Output) -> Result<u8, Failed> {
         let left_out = match (Side::parse(&self.source), Side::parse(&self.destination)) {
@@ -155,13 +114,13 @@ impl Cp {
                 while let Some(chunk) = archive.next().await? {
                     output.stdout(&chunk)?;
                 }
-                LeftOut::default()
+                LeftOut { inside: archive.left_out(), ..LeftOut::default() }
             }
             (Side::Host(from), Side::Sandbox { id, path }) => into(client, from, &id, path).await?,
             (Side::Stream, Side::Sandbox { id, path }) => {
                 let stdin = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), CHUNK);
-                client.unpack(&id, &Text::from(path), Body::from_stream(stdin)).await?;
-                LeftOut::default()
+                let inside = client.unpack(&id, &Text::from(path), Body::from_stream(stdin)).await?;
+                LeftOut { inside, ..LeftOut::default() }
             }
             _ => return Err(CopyError::Sides.into()),
         };
@@ -175,6 +134,8 @@ impl Cp {
 struct LeftOut {
     first: Vec<OsString>,
     count: u64,
+    /// How much the sandbox says it has left out. It does not say what.
+    inside: u64,
 }
 
 impl LeftOut {
@@ -192,6 +153,10 @@ impl LeftOut {
         let more = self.count - self.first.len() as u64;
         if more > 0 {
             output.note(&format!("left out: {more} more"));
+        }
+        if self.inside > 0 {
+            let inside = self.inside;
+            output.note(&format!("left out by the sandbox, as neither files, folders nor links: {inside}"));
         }
     }
 }
@@ -219,14 +184,12 @@ async fn out_of(client: &Client, id: &str, path: OsString, to: PathBuf) -> Resul
     drop(queue);
     let unpacked = finish(unpacking).await?;
     forwarded?;
-    Ok(unpacked.map_err(CopyError::from)?)
-}
-
-/// A folder that is asked for by what is in it is asked for itself.
-fn wanted(path: &OsStr) -> OsString {
-    let bytes = path.as_bytes();
-    let plain = bytes.strip_suffix(b"/.").unwrap_or(bytes);
-    OsString::from_vec(if plain.is_empty() { b"/".to_vec() } else { plain.to_vec() })
+    let mut left_out = unpacked.map_err(CopyError::from)?;
+    // After the end of the archive comes what is said of it.
+    let rest = async { while let Ok(Some(_)) = archive.next().await {} };
+    let _ = tokio::time::timeout(REST_PATIENCE, rest).await;
+    left_out.inside = archive.left_out();
+    Ok(left_out)
 }
 
 /// Passes on what comes, until its end, or until nobody wants it.
@@ -281,7 +244,7 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
         let mut left_out = LeftOut::default();
         let name = name.unwrap_or_else(|| ".".into());
         let failures = queue.clone();
-        let outflow = Outflow { queue, chunk: BytesMut::new() };
+        let outflow = Outflow::new(queue);
         let packed = pack::pack(&source, &name, outflow, &mut |name| left_out.add(name));
         if packed.is_err() {
             // What has come so far is not to be taken for all.
@@ -296,7 +259,7 @@ async fn into(client: &Client, from: PathBuf, id: &str, path: OsString) -> Resul
         signal = interrupted() => Err(Failed::Signal(signal?)),
     };
     match (finish(packing).await?, sent) {
-        (Ok(left_out), Ok(())) => Ok(left_out),
+        (Ok(left_out), Ok(inside)) => Ok(LeftOut { inside, ..left_out }),
         // That it could not be sent has a reason, which the other side knows.
         (Ok(_) | Err(PackError::Send { .. }), Err(failed)) => Err(failed),
         (Err(error), _) => Err(CopyError::from(error).into()),
@@ -336,97 +299,4 @@ async fn look_once(client: &Client, id: &str, path: OsString) -> Result<Option<K
     let entry = finish(reading).await?;
     forwarded?;
     Ok(entry.map_err(CopyError::from)?.map(|entry| entry.kind))
-}
-
-/// What comes through a queue, for a thread to read.
-#[derive(Debug)]
-struct Inflow {
-    queue: mpsc::Receiver<Bytes>,
-    chunk: Bytes,
-}
-
-impl Inflow {
-    fn new(queue: mpsc::Receiver<Bytes>) -> Inflow {
-        Inflow { queue, chunk: Bytes::new() }
-    }
-}
-
-impl Read for Inflow {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.queue.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let count = self.chunk.len().min(into.len());
-        self.chunk.copy_to_slice(&mut into[..count]);
-        Ok(count)
-    }
-}
-
-/// What a thread writes, through a queue.
-#[derive(Debug)]
-struct Outflow {
-    queue: mpsc::Sender<io::Result<Bytes>>,
-    chunk: BytesMut,
-}
-
-impl Outflow {
-    fn send(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.chunk.split().freeze();
-        self.queue.blocking_send(Ok(chunk)).map_err(|_gone| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-impl Write for Outflow {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(CHUNK - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..count]);
-        if self.chunk.len() == CHUNK {
-            self.send()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.send()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_side_is_what_it_looks_like() {
-        let side = |text: &str| Side::parse(OsStr::new(text));
-        let sandbox = |id: &str, path: &str| Side::Sandbox { id: id.into(), path: path.into() };
-        assert_eq!(side("-"), Side::Stream);
-        assert_eq!(side("box:/a:b"), sandbox("box", "/a:b"));
-        assert_eq!(side("box:a"), sandbox("box", "/a"));
-        assert_eq!(side("box:"), sandbox("box", "/"));
-        for host in ["a", "/a:b", "./a:b", "../a:b", "a/b:c", ":a", ".a:b"] {
-            assert_eq!(side(host), Side::Host(host.into()), "{host}");
-        }
-    }
-
-    #[test]
-    fn names_of_copies() {
-        for (path, expected) in [
-            ("/a/b", Some("b")),
-            ("/a/b/", Some("b")),
-            ("/a/b/.", None),
-            ("/", None),
-            (".", None),
-            ("..", None),
-        ] {
-            assert_eq!(name(OsStr::new(path)), expected.map(OsStr::new), "{path}");
-        }
-        assert_eq!(wanted(OsStr::new("/a/.")), "/a");
-        assert_eq!(wanted(OsStr::new("/.")), "/");
-    }
 }

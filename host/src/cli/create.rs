@@ -8,9 +8,9 @@ use super::output::Output;
 use crate::api::client::Client;
 use crate::api::types::{CreateRequest, Isolation, MountRequest, Vmm, Workspace};
 use crate::config::Config;
-use crate::sandbox::Size;
-use crate::sandbox::protection::milliseconds;
-use crate::sandbox::spec::{Grade, SpecError, VmmKind};
+use crate::spec::Size;
+use crate::spec::protection::milliseconds;
+use crate::spec::{Grade, SpecError, VmmKind};
 use crate::sys::limits::Cpus;
 use crate::view::{parse_mount, parse_workspace};
 use firn_protocol::Text;
@@ -33,8 +33,9 @@ use std::time::Duration;
     firn create --idle-timeout 30m --lifetime 8h    stopped when idle, or at that age\n  \
     firn exec $(firn create -i jail) -- make        make one, and run a command in it")]
 pub(super) struct Create {
-    /// The programs of the sandbox: `host`, those of this host; a name that `firn env list` knows; a folder
-    /// with metadata.json; or a flake's output, as .#NAME [default: host].
+    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
+    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME
+    /// [default: host].
     #[arg(long = "env", value_name = "ENV")]
     environment: Option<String>,
 
@@ -248,7 +249,7 @@ pub(super) fn check_network(network: Option<&str>) -> Result<(), CreateError> {
 }
 
 /// The daemon is somewhere else.
-fn absolute(path: &Path) -> Result<Text, CreateError> {
+pub(super) fn absolute(path: &Path) -> Result<Text, CreateError> {
     let absolute =
         std::path::absolute(path).map_err(|source| CreateError::Path { path: path.to_owned(), source })?;
     Ok(Text::from(absolute.into_os_string()))

@@ -7,7 +7,7 @@ use super::output::Output;
 use super::table::Table;
 use crate::config::Config;
 use crate::env::resolver::{Known, Resolver};
-use crate::env::{Environment, EnvironmentError};
+use crate::env::{Environment, EnvironmentError, Interpreter};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io;
@@ -59,7 +59,7 @@ enum Verb {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvCommandError {
     /// The host's own programs are no folder.
-    #[error("`host` is this host's own programs: there is nothing to inspect")]
+    #[error("these are this host's own programs: there is nothing to inspect")]
     Host,
     /// Nothing is known by this name.
     #[error("nothing that was built is called {0:?}")]
@@ -85,7 +85,7 @@ struct Listed {
 struct Inspected {
     name: String,
     path: PathBuf,
-    interpreter: Option<&'static str>,
+    interpreter: Option<Interpreter>,
     timeout_seconds: u64,
     memory_bytes: u64,
     closure: Option<Vec<PathBuf>>,
@@ -130,7 +130,7 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
     output.clear();
     let folder = folder?.ok_or(EnvCommandError::Host)?;
     let inspected = match Environment::open(&folder).map_err(EnvCommandError::from)? {
-        Environment::Host => return Err(EnvCommandError::Host.into()),
+        Environment::Host | Environment::Code(_) => return Err(EnvCommandError::Host.into()),
         Environment::Artifact(artifact) => Inspected {
             name: artifact.name,
             path: artifact.folder,
@@ -142,7 +142,7 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
         Environment::Closure(closure) => Inspected {
             name: closure.metadata.name,
             path: closure.folder,
-            interpreter: Some(closure.metadata.interpreter.name()),
+            interpreter: Some(closure.metadata.interpreter),
             timeout_seconds: closure.metadata.timeout.as_secs(),
             memory_bytes: closure.metadata.memory,
             closure: Some(closure.paths),
@@ -161,7 +161,11 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
     );
     match (inspected.interpreter, inspected.closure) {
         (Some(interpreter), Some(paths)) => {
-            text.push_str(&format!("interpreter  {interpreter}\nclosure      {} paths\n", paths.len()));
+            text.push_str(&format!(
+                "interpreter  {}\nclosure      {} paths\n",
+                interpreter.program(),
+                paths.len()
+            ));
             paths.iter().for_each(|path| text.push_str(&format!("  {}\n", path.display())));
         }
         _ => text.push_str("jail         its own wrapper, bin/run\n"),

@@ -4,14 +4,13 @@ use super::ask;
 use super::duration;
 use super::exit::Failed;
 use super::output::Output;
-use super::run::events::{Events, Outcome};
+use super::run::events::Events;
 use super::run::keys::Keys;
 use super::run::session::{self, Terms};
 use super::run::{at_least_a_millisecond, stdin, terminal_size, variables};
 use crate::api::types::ExecRequest;
-use crate::causes::in_full;
 use crate::config::Config;
-use crate::sandbox::Size;
+use crate::spec::Size;
 use firn_protocol::Text;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -90,12 +89,7 @@ pub(super) struct Enter {
 
 impl Exec {
     pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
-        let mut events = self.json.then(Events::default);
-        let result = self.conduct(config, output, &mut events);
-        if let (Some(events), Err(failed)) = (&mut events, &result) {
-            output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
-        }
-        result
+        session::report(self.json, output, |output, events| self.conduct(config, output, events))
     }
 
     fn conduct(
@@ -122,6 +116,7 @@ impl Exec {
             name: self.command.first().map(OsString::as_os_str),
             tty: self.tty,
             own_sandbox: false,
+            code: false,
             keys: Keys::Ignored,
             timeout: self.timeout,
             output: self.max_output,
@@ -156,6 +151,7 @@ impl Enter {
             name: None,
             tty,
             own_sandbox: false,
+            code: false,
             keys: Keys::Ignored,
             timeout: None,
             output: None,

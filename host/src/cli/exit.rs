@@ -10,13 +10,16 @@
 //! | 128+n | signal n ended the command, as shells say it |
 //! | 2 | the command line is wrong |
 //!
-//! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from.
+//! Verbs that run no command exit with 1 when they failed: there is nothing to tell it apart from. `image`,
+//! `doctor` and those of `daemon` exit with 125: 1 of `doctor` and `daemon status` is an answer. A daemon that does
+//! not come up exits with 1, as daemons do.
 
 use super::cp::CopyError;
 use super::create::CreateError;
 use super::create::source::SourceError;
 use super::env::EnvCommandError;
 use super::image::ImageCommandError;
+use super::session::SessionError;
 use crate::api::client::ClientError;
 use crate::api::refusal::config_hint;
 use crate::api::stream::StreamError;
@@ -26,7 +29,7 @@ use crate::daemon::DaemonError;
 use crate::env::BuildError;
 use crate::env::resolver::ResolveError;
 use crate::sandbox::place::PlaceError;
-use crate::sandbox::spec::SpecError;
+use crate::spec::SpecError;
 use crate::view::ShareError;
 use std::io;
 
@@ -77,6 +80,9 @@ pub(super) enum Failed {
     /// A sandbox cannot be asked for.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// A session that cannot be asked for.
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// Files were not copied.
     #[error(transparent)]
     Copy(#[from] CopyError),

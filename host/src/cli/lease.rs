@@ -7,7 +7,7 @@ use super::output::Output;
 use super::table::Table;
 use crate::api::client::Client;
 use crate::api::types::{RenewRequest, SandboxInfo};
-use crate::sandbox::protection::milliseconds;
+use crate::spec::protection::milliseconds;
 use std::time::Duration;
 
 /// Keep an owner's sandboxes, or see until when they are kept

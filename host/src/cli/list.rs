@@ -5,7 +5,7 @@ use super::output::Output;
 use super::table::Table;
 use crate::api::client::Client;
 use crate::api::types::{SandboxInfo, SandboxState};
-use crate::sandbox::spec::Grade;
+use crate::spec::Grade;
 
 /// List sandboxes
 ///

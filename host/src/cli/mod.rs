@@ -23,6 +23,7 @@ mod prune;
 mod ps;
 mod rename;
 mod run;
+mod session;
 mod stats;
 mod status;
 mod stop;
@@ -71,6 +72,8 @@ enum Command {
     Exec(Box<exec::Exec>),
     Enter(exec::Enter),
     Attach(attach::Attach),
+    Session(session::Sessions),
+    Repl(session::Repl),
     #[command(flatten)]
     Manage(manage::Verb),
     Daemon(daemon::Daemon),
@@ -106,8 +109,13 @@ pub fn main() -> ExitCode {
         }
     };
     let mut output = Output::standard();
-    let runs_none =
-        matches!(cli.command, Command::Manage(_) | Command::Build(_) | Command::Catalog(_) | Command::Env(_));
+    let runs_none = match &cli.command {
+        Command::Manage(_) | Command::Repl(_) | Command::Build(_) | Command::Catalog(_) | Command::Env(_) => {
+            true
+        }
+        Command::Session(sessions) => !sessions.runs_code(),
+        _ => false,
+    };
     match dispatch(cli, &mut output) {
         Ok(code) => ExitCode::from(code),
         Err(failed) => {
@@ -143,6 +151,8 @@ fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u
         Command::Exec(exec) => exec.run(configure(no_autostart)?, output),
         Command::Enter(enter) => enter.run(configure(no_autostart)?, output),
         Command::Attach(attach) => attach.run(configure(no_autostart)?, output),
+        Command::Session(sessions) => sessions.run(configure(no_autostart)?, output),
+        Command::Repl(repl) => repl.run(configure(no_autostart)?, output),
         Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
         Command::Manage(verb) => verb.run(configure(no_autostart)?, output),
         Command::Build(build) => build.run(&Config::read()?, output),

@@ -13,16 +13,15 @@ use super::duration;
 use super::exit::Failed;
 use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
-use crate::causes::in_full;
 use crate::config::Config;
-use crate::env::Environment;
-use crate::sandbox::Size;
-use crate::sandbox::protection::milliseconds;
-use crate::sandbox::spec::{Grade, SpecError, VmmKind};
+use crate::env::{self, Environment};
+use crate::spec::Size;
+use crate::spec::protection::milliseconds;
+use crate::spec::{Grade, SpecError, VmmKind};
 use crate::sys::limits::Cpus;
 use crate::sys::terminal;
 use crate::view::{ShareError, parse_mount, parse_workspace};
-use events::{Events, Outcome};
+use events::Events;
 use firn_protocol::{Stdin, TerminalSize, Text, Variable};
 use keys::Keys;
 use session::Terms;
@@ -31,9 +30,6 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stdio::stdin_is_null;
-
-/// The environment of the host's own programs.
-const HOST: &str = "host";
 
 /// Run a command in a fresh sandbox and throw the sandbox away.
 ///
@@ -52,6 +48,7 @@ const HOST: &str = "host";
     firn run -t -- bash                             a shell on a terminal\n  \
     firn run --detach -- make test                  goes on by itself: `firn logs -f ID`, `firn attach ID`\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
+    echo 'print(1)' | firn run --env python         code, in a language\n  \
     firn run --json -- make | jq .payload           events, one JSON object a line")]
 pub(super) struct Run {
     /// How the command is isolated: a jail has the host's kernel and takes milliseconds, a vm has
@@ -59,9 +56,10 @@ pub(super) struct Run {
     #[arg(short, long, value_name = "GRADE", default_value = "vm")]
     isolation: Grade,
 
-    /// The programs of the sandbox: `host`, those of this host; a name that `firn env list` knows; a folder
-    /// with metadata.json; or a flake's output, as .#NAME. Without a CMD it runs the code on stdin.
-    #[arg(long = "env", value_name = "ENV", default_value = HOST)]
+    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
+    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME. Without a CMD
+    /// it runs the code on stdin.
+    #[arg(long = "env", value_name = "ENV", default_value = env::HOST)]
     environment: OsString,
 
     /// These packages of the catalog; where FIRN_FLAKE names none, this host's programs, if these packages are
@@ -161,12 +159,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
-        let mut events = self.json.then(Events::default);
-        let result = self.conduct(config, output, &mut events);
-        if let (Some(events), Err(failed)) = (&mut events, &result) {
-            output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
-        }
-        result
+        session::report(self.json, output, |output, events| self.conduct(config, output, events))
     }
 
     fn conduct(
@@ -182,6 +175,7 @@ impl Run {
             name: self.command.first().map(OsString::as_os_str),
             tty: self.tty,
             own_sandbox: true,
+            code: false,
             keys: Keys::Ignored,
             timeout: self.timeout,
             output: self.max_output,
@@ -258,7 +252,11 @@ impl Run {
         let Some(name) = &request.sandbox.environment else {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
-        let Environment::Artifact(artifact) = Environment::find(name.as_os_str())? else { return Ok(()) };
+        let artifact = match Environment::find(name.as_os_str())? {
+            Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
+            Environment::Host | Environment::Code(_) | Environment::Closure(_) => return Ok(()),
+            Environment::Artifact(artifact) => artifact,
+        };
         if !self.command.is_empty() {
             return Err(SpecError::CommandOfArtifact(artifact.name));
         }

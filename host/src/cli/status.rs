@@ -6,7 +6,7 @@ use super::output::Output;
 use super::table::card;
 use crate::api::client::Client;
 use crate::api::types::SandboxInfo;
-use crate::sandbox::spec::Grade;
+use crate::spec::Grade;
 use std::time::Duration;
 
 /// Show a sandbox, with what protects the host from it

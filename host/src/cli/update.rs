@@ -5,8 +5,8 @@ use super::exit::Failed;
 use super::output::Output;
 use crate::api::client::Client;
 use crate::api::types::UpdateRequest;
-use crate::sandbox::Size;
-use crate::sandbox::protection::milliseconds;
+use crate::spec::Size;
+use crate::spec::protection::milliseconds;
 use crate::sys::limits::Cpus;
 use std::time::Duration;
 

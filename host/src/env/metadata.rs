@@ -3,7 +3,7 @@
 //! The first four fields are those of nix-sandbox-mcp. With the others, which `nix/metadata.nix` writes, firn
 //! makes the sandbox itself.
 
-use super::EnvironmentError;
+use super::{EnvironmentError, Interpreter};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -21,29 +21,6 @@ const LONGEST: u64 = 64 * 1024;
 /// What nix-sandbox-mcp assumes when an artifact does not say: in seconds, and in MiB.
 const USUAL_TIMEOUT: u64 = 30;
 const USUAL_MEMORY: u64 = 512;
-
-/// The language of the code that an environment runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Interpreter {
-    /// Python 3.
-    Python,
-    /// Bash.
-    Bash,
-    /// Node.js.
-    Node,
-}
-
-impl Interpreter {
-    /// As `metadata.json` writes it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Interpreter::Python => "python",
-            Interpreter::Bash => "bash",
-            Interpreter::Node => "node",
-        }
-    }
-}
 
 /// The file, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Environments: which programs a sandbox has.
 //!
-//! `host` is the host's own tools, as the view shows them. Everything else is a folder, built by Nix or laid
-//! out by hand, in the layout of nix-sandbox-mcp:
+//! `host` is the host's own tools, as the view shows them; `python`, `shell` (or `bash`) and `node` are the
+//! same with an interpreter, for code. Everything else is a folder, built by Nix or laid out by hand, in the
+//! layout of nix-sandbox-mcp:
 //!
 //! ```text
 //!   FOLDER/metadata.json    {"name": "py", "interpreter_type": "python", "timeout_seconds": 30, "memory_mb": 512}
@@ -17,6 +18,7 @@ mod builder;
 mod built;
 pub(crate) mod catalog;
 mod closure;
+mod interpreter;
 mod metadata;
 pub(crate) mod packages;
 mod reference;
@@ -27,6 +29,7 @@ pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
 pub(crate) use closure::{Closure, STORE};
 use firn_protocol::{Text, Variable};
+pub(crate) use interpreter::Interpreter;
 use metadata::Metadata;
 pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
@@ -44,6 +47,8 @@ pub(crate) const PROJECT: &str = "/project";
 pub(crate) enum Environment {
     /// The host's own.
     Host,
+    /// The host's own, for code in this language.
+    Code(Interpreter),
     /// What an artifact's wrapper shows.
     Artifact(Artifact),
     /// Those of the Nix store that it names.
@@ -71,6 +76,12 @@ pub(crate) enum EnvironmentError {
         "there is no environment {0:?}: it is `host`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
     )]
     Unknown(String),
+    /// This host has no such program.
+    #[error(
+        "the environment {} needs the program {}, which this host does not have: install the package {}",
+        .0.environment(), .0.program(), .0.package()
+    )]
+    NoInterpreter(Interpreter),
     /// A folder that lacks something.
     #[error("{} is no environment: cannot read {}", folder.display(), file.display())]
     Lacks {
@@ -153,11 +164,37 @@ pub(crate) enum EnvironmentError {
     Variables(PathBuf),
 }
 
+/// The environment of the host's own programs.
+pub(crate) const HOST: &str = "host";
+
+/// An environment as the daemon is asked for it, which has a working directory of its own: a name as it is,
+/// a folder by its whole path. None: the host's own programs, as when nobody asks.
+pub(crate) fn reference(name: &OsStr) -> Result<Option<Text>, EnvironmentError> {
+    if name == HOST {
+        return Ok(None);
+    }
+    if name.to_str().and_then(Interpreter::of).is_some() {
+        return Ok(Some(name.into()));
+    }
+    let path = Path::new(name);
+    if !path.is_dir() {
+        return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
+    }
+    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it".into(), source };
+    Ok(Some(std::path::absolute(path).map_err(lacks)?.into()))
+}
+
 impl Environment {
-    /// The environment called `name`: `host`, or the path of a folder.
+    /// The environment called `name`: one of the host's, or the path of a folder.
     pub(crate) fn find(name: &OsStr) -> Result<Environment, EnvironmentError> {
-        if name == "host" {
+        if name == HOST {
             return Ok(Environment::Host);
+        }
+        if let Some(interpreter) = name.to_str().and_then(Interpreter::of) {
+            return match interpreter.is_there() {
+                true => Ok(Environment::Code(interpreter)),
+                false => Err(EnvironmentError::NoInterpreter(interpreter)),
+            };
         }
         if !Path::new(name).is_dir() {
             return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));

@@ -15,7 +15,7 @@ use super::built::{Built, Record};
 use super::closure::is_store_path;
 use super::packages::is_name;
 use super::reference::{FlakeRef, Freshness, Reference};
-use super::{Environment, EnvironmentError, Metadata};
+use super::{Environment, EnvironmentError, Interpreter, Metadata};
 use crate::causes::in_full;
 use crate::config::Config;
 use std::collections::BTreeMap;
@@ -105,7 +105,8 @@ impl<'a> Resolver<'a> {
         &self.built
     }
 
-    /// The folder of the environment that `text` names. None: the host's own programs.
+    /// The environment that `text` names, as the daemon is asked for it: the path of a folder, or the name of
+    /// one of the host's interpreters. None: the host's own programs.
     pub(crate) fn find(
         &self,
         text: &OsStr,
@@ -220,6 +221,8 @@ impl<'a> Resolver<'a> {
         match latest(self.known(tell)) {
             Some(Known { folder: Some(folder), .. }) => Ok(folder),
             Some(Known { folder: None, .. }) => Ok(self.flake(&self.preset(name)?, Again::No, tell)?.path),
+            // The host's own interpreters, where neither the user nor a flake has one of the name.
+            None if Interpreter::of(name).is_some() => Ok(name.into()),
             None if here().is_dir() => self.folder(&here(), tell),
             None => Err(EnvironmentError::Unknown(name.to_owned()).into()),
         }
@@ -335,7 +338,9 @@ fn named_environment(folder: &Path) -> Result<(String, PathBuf), EnvironmentErro
     let (metadata, folder): (Metadata, PathBuf) = match Environment::open(folder)? {
         Environment::Closure(closure) => (closure.metadata, closure.folder),
         Environment::Artifact(artifact) => return Ok((artifact.name, artifact.folder)),
-        Environment::Host => return Err(EnvironmentError::Unknown(folder.display().to_string())),
+        Environment::Host | Environment::Code(_) => {
+            return Err(EnvironmentError::Unknown(folder.display().to_string()));
+        }
     };
     Ok((metadata.name, folder))
 }

@@ -2,16 +2,17 @@
 
 use super::exec::{Role, Running};
 use super::words::one_line;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use firn_protocol::{
     Attach, Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply,
-    Request, RequestId, Stdin,
+    Request, RequestId,
 };
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Encoder as _, FramedRead};
 
 /// How long the agent may take to say hello, once connected.
@@ -34,7 +35,7 @@ const HANDSHAKE: &str = "the handshake";
 const NEEDED: [&str; 2] = ["exec", "limits"];
 
 /// What else an agent may be able to do, for who wants it.
-const OPTIONAL: [&str; 3] = ["keep", "processes", "files"];
+const OPTIONAL: [&str; 4] = ["keep", "processes", "files", "sessions"];
 
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
@@ -149,15 +150,13 @@ impl GuestError {
 
 /// A connection after the handshake.
 pub(crate) struct Connection {
-    read: FramedRead<Box<dyn AsyncRead + Send + Unpin>, Codec>,
-    write: Box<dyn AsyncWrite + Send + Unpin>,
+    read: FramedRead<OwnedReadHalf, Codec>,
+    write: OwnedWriteHalf,
     outbox: BytesMut,
     listener: Listener,
     greeted: bool,
     /// What the agent can do of [`OPTIONAL`]. Before it has been heard: what it must be able to.
     capabilities: Vec<&'static str>,
-    /// Whether it was taken over from somebody who may interleave words of its own.
-    resumed: bool,
     /// The longest message that may come, in bytes.
     longest: usize,
     last_id: RequestId,
@@ -193,7 +192,16 @@ impl Connection {
     /// not wait for the answer: both go out at once.
     pub(crate) fn begin(stream: UnixStream) -> Result<Connection, GuestError> {
         let (read, write) = stream.into_split();
-        let mut connection = Connection::over(Box::new(read), Box::new(write));
+        let mut connection = Connection {
+            read: FramedRead::with_capacity(read, Codec, READ_AHEAD),
+            write,
+            outbox: BytesMut::new(),
+            listener: Listener::There,
+            greeted: false,
+            capabilities: Vec::new(),
+            longest: LONGEST_MESSAGE,
+            last_id: 0,
+        };
         let ours = Hello {
             protocol: PROTOCOL_VERSION,
             software: concat!("firn ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -201,37 +209,6 @@ impl Connection {
         };
         connection.post(Kind::Hello, 0, &ours, HANDSHAKE)?;
         Ok(connection)
-    }
-
-    /// A connection on which an operation is under way, and nobody shakes hands: somebody whom this firn
-    /// believes in as little as in an agent has done so at the other end, and passes the frames on. It
-    /// may interleave events of its own, of operation 0. `already_read` comes before what the stream holds.
-    /// The operation is had by [`Connection::running`].
-    pub(crate) fn resume(
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        already_read: Bytes,
-    ) -> Connection {
-        let (read, write) = tokio::io::split(stream);
-        let read = AsyncReadExt::chain(std::io::Cursor::new(already_read), read);
-        let connection = Connection::over(Box::new(read), Box::new(write));
-        Connection { greeted: true, resumed: true, capabilities: OPTIONAL.to_vec(), ..connection }
-    }
-
-    fn over(
-        read: Box<dyn AsyncRead + Send + Unpin>,
-        write: Box<dyn AsyncWrite + Send + Unpin>,
-    ) -> Connection {
-        Connection {
-            read: FramedRead::with_capacity(read, Codec, READ_AHEAD),
-            write,
-            outbox: BytesMut::new(),
-            listener: Listener::There,
-            greeted: false,
-            capabilities: Vec::new(),
-            resumed: false,
-            longest: LONGEST_MESSAGE,
-            last_id: 0,
-        }
     }
 
     /// Whether the agent has said hello.
@@ -266,11 +243,6 @@ impl Connection {
         }
         self.capabilities.push(capability);
         Ok(())
-    }
-
-    /// Whether events of operation 0 may come.
-    pub(super) fn is_resumed(&self) -> bool {
-        self.resumed
     }
 
     /// Makes the guest this sandbox.
@@ -313,13 +285,6 @@ impl Connection {
         let stdin = attach.stdin;
         let id = self.request(&Request::Attach(attach), "a command")?;
         Ok(Running::new(self, id, Role::Attached, stdin, timeout_ms))
-    }
-
-    /// The command that is operation `id` of a connection that was resumed, whichever request it answers.
-    /// Stdin must not have been sent so far.
-    pub(crate) fn running(mut self, id: RequestId, stdin: Stdin, timeout_ms: Option<u64>) -> Running {
-        self.last_id = self.last_id.max(id);
-        Running::new(self, id, Role::Any, stdin, timeout_ms)
     }
 
     /// Asks for what may be longer than other answers.
@@ -492,6 +457,11 @@ pub(super) fn wrong_reply(during: &'static str, reply: &Reply) -> GuestError {
         Reply::FileRemoved => "file_removed",
         Reply::ArchiveSent(_) => "archive_sent",
         Reply::ArchiveUnpacked(_) => "archive_unpacked",
+        Reply::Session(_) => "session",
+        Reply::Ran(_) => "ran",
+        Reply::Interrupted { .. } => "interrupted",
+        Reply::Sessions { .. } => "sessions",
+        Reply::SessionClosed => "session_closed",
         Reply::Stats(_) => "stats",
         Reply::ShuttingDown => "shutting_down",
         Reply::Error(_) => "error",

@@ -4,7 +4,8 @@ use super::connection::{Connection, GuestError, message, unexpected, wrong_reply
 use super::words::one_line;
 use bytes::Bytes;
 use firn_protocol::{
-    EndedBy, Event, ExitStatus, Exited, Frame, Input, Kind, NotStarted, Reply, RequestId, STDIN_WINDOW, Stdin,
+    EndedBy, Event, ExitStatus, Exited, Frame, Input, Kind, MAX_CHUNK, NotStarted, OutputCap, Ran, Reply,
+    RequestId, RunOutcome, STDIN_WINDOW, Stdin,
 };
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -30,9 +31,6 @@ pub(crate) enum ExecEvent {
     },
     /// So many bytes of its output were left out here.
     Skipped(u64),
-    /// What somebody says who passes the command on, not the agent: see [`Connection::resume`]. It may
-    /// come at any time, before the start too.
-    Other(Bytes),
     /// Bytes from stdout or the terminal.
     Stdout(Bytes),
     /// Bytes from stderr.
@@ -41,8 +39,12 @@ pub(crate) enum ExecEvent {
     StdinRoom,
     /// Nothing reads stdin any more.
     StdinClosed,
+    /// From here on output is dropped, because of this limit.
+    Cut(OutputCap),
     /// It is over. The last event.
     Exited(Box<Exited>),
+    /// The run of a session is over. The last event.
+    Ran(Box<Ran>),
     /// It never ran. The last event.
     NotStarted(NotStarted),
 }
@@ -62,21 +64,26 @@ pub(super) enum Role {
     Keeper,
     /// It takes part in one that was started before.
     Attached,
-    /// It does not know.
-    Any,
+    /// It asked for the run of a session that has this number, and waits for its turn.
+    Run(u64),
 }
 
 impl Role {
     fn may_start(self) -> bool {
-        self != Role::Attached
+        matches!(self, Role::Owner | Role::Keeper)
+    }
+
+    /// Whether it is a run of a session, which waits for its turn as long as that takes.
+    fn is_run(self) -> bool {
+        matches!(self, Role::Run(_))
     }
 
     fn may_attach(self) -> bool {
-        matches!(self, Role::Attached | Role::Any)
+        self == Role::Attached
     }
 
     fn may_miss(self) -> bool {
-        self != Role::Owner
+        matches!(self, Role::Keeper | Role::Attached)
     }
 }
 
@@ -91,6 +98,28 @@ pub(crate) struct Running {
     too_late: Instant,
     timeout_ms: Option<u64>,
     stdin: StdinState,
+    code: Code,
+}
+
+/// A run's code that did not fit into its request.
+#[derive(Debug, Default)]
+struct Code {
+    /// What was not sent yet.
+    left: Bytes,
+    /// How much of that may be sent, in bytes.
+    credit: u64,
+    /// How many bytes were sent and not granted again.
+    sent: u64,
+}
+
+impl Code {
+    /// Takes its part of a credit, and gives the rest.
+    fn granted(&mut self, bytes: u64) -> u64 {
+        let ours = bytes.min(self.sent);
+        self.sent -= ours;
+        self.credit += ours;
+        bytes - ours
+    }
 }
 
 /// Whether a process can have ended like this.
@@ -116,14 +145,13 @@ impl Running {
             Stdin::Stream => StdinState::Open { credit: u64::from(STDIN_WINDOW) },
         };
         let too_late = Instant::now() + START_PATIENCE;
-        Running { connection, id, role, started: false, too_late, timeout_ms, stdin }
+        Running { connection, id, role, started: false, too_late, timeout_ms, stdin, code: Code::default() }
     }
 
     /// What happens next. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
         let receiving = self.connection.receive(DURING);
-        // Before the start of a command that somebody passes on a guest may have to boot.
-        let frame = if self.started || self.role == Role::Any {
+        let frame = if self.started || self.role.is_run() {
             receiving.await?
         } else {
             // It may also talk of other things all the time.
@@ -135,9 +163,6 @@ impl Running {
             }
             frame
         };
-        if frame.id == 0 && frame.kind == Kind::Event && self.connection.is_resumed() {
-            return Ok(ExecEvent::Other(frame.body));
-        }
         if frame.id != self.id {
             return Err(unexpected(DURING, &frame));
         }
@@ -160,11 +185,6 @@ impl Running {
         match message(DURING, frame)? {
             Event::Started { .. } if !self.started && self.role.may_start() => {
                 self.started = true;
-                if let StdinState::Open { credit } = &mut self.stdin
-                    && self.role.may_attach()
-                {
-                    *credit = credit.saturating_add(STDIN_WINDOW.into());
-                }
                 Ok(ExecEvent::Started)
             }
             Event::Attached { from, stdin_credit, .. } if !self.started && self.role.may_attach() => {
@@ -176,12 +196,23 @@ impl Running {
                 Ok(ExecEvent::Attached { from })
             }
             Event::Skipped { bytes } if self.started && self.role.may_miss() => Ok(ExecEvent::Skipped(bytes)),
-            Event::Started { .. } | Event::Attached { .. } | Event::Skipped { .. } => {
-                Err(unexpected(DURING, frame))
+            // Its own number, and only once.
+            Event::RunStarted { run, .. } if !self.started && self.role == Role::Run(run) => {
+                self.started = true;
+                Ok(ExecEvent::Started)
             }
+            Event::OutputCut { by } if self.started && self.role.is_run() => Ok(ExecEvent::Cut(by)),
+            Event::Started { .. }
+            | Event::Attached { .. }
+            | Event::Skipped { .. }
+            | Event::RunStarted { .. }
+            | Event::OutputCut { .. } => Err(unexpected(DURING, frame)),
             Event::StdinCredit { bytes } => {
+                // What was taken of the code is granted again to the code, and is no room for stdin.
+                let bytes = self.code.granted(u64::from(bytes));
+                self.send_some_code()?;
                 if let StdinState::Open { credit } = &mut self.stdin {
-                    *credit = credit.saturating_add(u64::from(bytes));
+                    *credit = credit.saturating_add(bytes);
                 }
                 Ok(ExecEvent::StdinRoom)
             }
@@ -195,7 +226,14 @@ impl Running {
     fn reply(&mut self, frame: &Frame) -> Result<ExecEvent, GuestError> {
         match message(DURING, frame)? {
             // Also without having started: a command may be killed before its start was told.
-            Reply::Exited(exited) if self.is_possible(&exited) => Ok(ExecEvent::Exited(exited)),
+            Reply::Exited(exited) if !self.role.is_run() && self.is_possible(&exited) => {
+                Ok(ExecEvent::Exited(exited))
+            }
+            Reply::Ran(ran)
+                if self.started && self.role == Role::Run(ran.run) && self.can_have_timed_out(&ran) =>
+            {
+                super::session::checked(*ran, DURING).map(ExecEvent::Ran)
+            }
             Reply::NotStarted(NotStarted { reason, message }) if !self.started => {
                 Ok(ExecEvent::NotStarted(NotStarted { reason, message: one_line(&message) }))
             }
@@ -208,6 +246,27 @@ impl Running {
     /// of the timeout.
     fn is_possible(&self, exited: &Exited) -> bool {
         is_possible_end(exited.status) && (exited.ended_by != EndedBy::Timeout || self.timeout_ms.is_some())
+    }
+
+    fn can_have_timed_out(&self, ran: &Ran) -> bool {
+        ran.outcome != RunOutcome::TimedOut || self.timeout_ms.is_some()
+    }
+
+    /// Sends the code of a run, as far as there is room for it now.
+    pub(super) fn send_code(&mut self, code: Bytes) -> Result<(), GuestError> {
+        self.code = Code { left: code, credit: u64::from(STDIN_WINDOW), sent: 0 };
+        self.send_some_code()
+    }
+
+    fn send_some_code(&mut self) -> Result<(), GuestError> {
+        while !self.code.left.is_empty() && self.code.credit > 0 {
+            let room = usize::try_from(self.code.credit).unwrap_or(usize::MAX);
+            let chunk = self.code.left.split_to(self.code.left.len().min(room).min(MAX_CHUNK));
+            self.code.credit -= chunk.len() as u64;
+            self.code.sent += chunk.len() as u64;
+            self.connection.post_frame(Frame::new(Kind::Stdin, self.id, chunk), DURING)?;
+        }
+        Ok(())
     }
 
     /// Whether the agent has said hello.
@@ -230,6 +289,9 @@ impl Running {
     /// How many bytes of stdin can be sent now. None: stdin has ended, at one end or the other.
     pub(crate) fn stdin_room(&self) -> Option<usize> {
         let StdinState::Open { credit } = self.stdin else { return None };
+        if !self.code.left.is_empty() {
+            return Some(0);
+        }
         let ahead = MOST_AHEAD.saturating_sub(self.connection.unsent());
         Some(ahead.min(usize::try_from(credit).unwrap_or(usize::MAX)))
     }

@@ -8,8 +8,8 @@ use super::connection::{Connection, GuestError, message, unexpected, wrong_reply
 use super::inspection::{ANSWER_PATIENCE, LONGEST_LIST, absurd};
 use bytes::Bytes;
 use firn_protocol::{
-    ArchiveSummary, ArchiveWrite, Event, FileInfo, FileKind, FileList, FileRead, FileRemove, FileTarget,
-    Frame, Input, Kind, MAX_FILES, Reply, Request, RequestId, STDIN_WINDOW,
+    ArchiveWrite, Event, FileInfo, FileKind, FileList, FileRead, FileRemove, FileTarget, Frame, Kind,
+    MAX_FILES, Reply, Request, RequestId, STDIN_WINDOW,
 };
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,6 +24,26 @@ const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
 /// An archive is made of blocks of this size.
 const BLOCK: u64 = 512;
 
+impl Connection {
+    /// Has a file or a folder sent, as a tar stream.
+    pub(crate) fn archive_read(&mut self, target: FileTarget) -> Result<Transfer<'_>, GuestError> {
+        self.transfer(&Request::ArchiveRead(target), Role::Pack)
+    }
+
+    /// Sends a tar stream to be unpacked.
+    pub(crate) fn archive_write(&mut self, write: ArchiveWrite) -> Result<Transfer<'_>, GuestError> {
+        self.transfer(&Request::ArchiveWrite(write), Role::Unpack { credit: Some(STDIN_WINDOW.into()) })
+    }
+
+    fn transfer(&mut self, request: &Request, role: Role) -> Result<Transfer<'_>, GuestError> {
+        self.need("files")?;
+        let id = self.request(request, DURING)?;
+        Ok(Transfer { connection: self, id, role, received: 0, since: Instant::now() })
+    }
+}
+
+/// Single files.
+#[cfg_attr(not(test), expect(dead_code, reason = "what copies files asks for archives"))]
 impl Connection {
     /// What a file is.
     pub(crate) async fn file_stat(&mut self, target: FileTarget) -> Result<FileInfo, GuestError> {
@@ -60,22 +80,6 @@ impl Connection {
     pub(crate) fn file_read(&mut self, read: FileRead) -> Result<Transfer<'_>, GuestError> {
         let role = Role::Read { most: read.length.unwrap_or(u64::MAX) };
         self.transfer(&Request::FileRead(read), role)
-    }
-
-    /// Has a file or a folder sent, as a tar stream.
-    pub(crate) fn archive_read(&mut self, target: FileTarget) -> Result<Transfer<'_>, GuestError> {
-        self.transfer(&Request::ArchiveRead(target), Role::Pack)
-    }
-
-    /// Sends a tar stream to be unpacked.
-    pub(crate) fn archive_write(&mut self, write: ArchiveWrite) -> Result<Transfer<'_>, GuestError> {
-        self.transfer(&Request::ArchiveWrite(write), Role::Unpack { credit: Some(STDIN_WINDOW.into()) })
-    }
-
-    fn transfer(&mut self, request: &Request, role: Role) -> Result<Transfer<'_>, GuestError> {
-        self.need("files")?;
-        let id = self.request(request, DURING)?;
-        Ok(Transfer { connection: self, id, role, received: 0, since: Instant::now() })
     }
 }
 
@@ -115,7 +119,10 @@ pub(crate) enum TransferEvent {
     /// All of a file has come. The last event.
     Read,
     /// All of an archive has come, or has been unpacked. The last event.
-    Archived(ArchiveSummary),
+    Archived {
+        /// How much the agent says it has left out, because it is neither file, folder nor link.
+        left_out: u64,
+    },
 }
 
 /// Which way, and what.
@@ -192,9 +199,11 @@ impl Transfer<'_> {
             (Reply::ArchiveSent(summary), Role::Pack)
                 if self.received.is_multiple_of(BLOCK) && summary.bytes <= self.received =>
             {
-                Ok(TransferEvent::Archived(summary))
+                Ok(TransferEvent::Archived { left_out: summary.left_out })
             }
-            (Reply::ArchiveUnpacked(summary), Role::Unpack { .. }) => Ok(TransferEvent::Archived(summary)),
+            (Reply::ArchiveUnpacked(summary), Role::Unpack { .. }) => {
+                Ok(TransferEvent::Archived { left_out: summary.left_out })
+            }
             (other, _) => Err(wrong_reply(DURING, &other)),
         }
     }
@@ -222,10 +231,5 @@ impl Transfer<'_> {
         }
         self.since = Instant::now();
         self.connection.post_frame(Frame::new(Kind::StdinEnd, self.id, Bytes::new()), DURING)
-    }
-
-    /// Wishes that it ends. What the agent makes of it is the reply.
-    pub(crate) fn cancel(&mut self) -> Result<(), GuestError> {
-        self.connection.post(Kind::Input, self.id, &Input::Cancel, DURING)
     }
 }

@@ -1,4 +1,4 @@
-//! What a sandbox says of itself: its kept commands, processes and statistics, checked.
+//! What a sandbox says of itself: its kept commands and its processes, checked.
 //!
 //! All of it is the guest's word. What is checked is that it can be held and shown: there are no more
 //! of them than there may be, and no text does anything to a terminal. Whether it is true nobody can say.
@@ -8,7 +8,7 @@ use super::exec::is_possible_end;
 use super::words::one_line;
 use firn_protocol::{
     CommandInfo, CommandState, MAX_ENDED, MAX_KEPT_RUNNING, MAX_PROCESSES, NotStarted, ProcessInfo,
-    Processes, Reply, Request, Stats, Text,
+    Processes, Reply, Request, Text,
 };
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,31 +29,12 @@ impl Connection {
         }
     }
 
-    /// What the sandbox uses.
-    pub(crate) async fn stats(&mut self) -> Result<Stats, GuestError> {
-        let during = "its statistics";
-        match self.ask(Request::Stats, during, ANSWER_PATIENCE).await? {
-            Reply::Stats(stats) => Ok(stats),
-            other => Err(wrong_reply(during, &other)),
-        }
-    }
-
     /// The kept commands that the agent remembers.
     pub(crate) async fn commands(&mut self) -> Result<Vec<CommandInfo>, GuestError> {
         let during = "the list of its commands";
         self.need("keep")?;
         match self.ask(Request::Commands, during, ANSWER_PATIENCE).await? {
             Reply::Commands { commands } => checked_commands(commands, during),
-            other => Err(wrong_reply(during, &other)),
-        }
-    }
-
-    /// Has the agent forget a kept command that is over.
-    pub(crate) async fn forget(&mut self, command: u64) -> Result<(), GuestError> {
-        let during = "the forgetting of a command";
-        self.need("keep")?;
-        match self.ask(Request::Forget { command }, during, ANSWER_PATIENCE).await? {
-            Reply::Forgotten => Ok(()),
             other => Err(wrong_reply(during, &other)),
         }
     }

@@ -4,15 +4,12 @@
 //! anything else ends the connection with an error that says what was wrong. Nothing here waits
 //! for the guest without a limit, except for a command that was given none.
 
-#[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod connection;
 mod dialer;
-#[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod exec;
-#[allow(dead_code, reason = "single files are for sessions")]
 mod files;
-#[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 mod inspection;
+mod session;
 pub(crate) mod vsock;
 mod words;
 

@@ -7,6 +7,7 @@
 mod attacks;
 mod files;
 mod kept;
+mod session;
 
 use super::{Connection, ExecEvent, GuestError, Running};
 use attacks::Phase::{Configuring, Over, Running as Runs, ShuttingDown, Starting};
@@ -152,9 +153,10 @@ async fn through(mut running: Running) -> Result<Connection, GuestError> {
                 }
             }
             ExecEvent::Started | ExecEvent::Stdout(_) | ExecEvent::Stderr(_) => {}
-            event @ (ExecEvent::Attached { .. } | ExecEvent::Skipped(_) | ExecEvent::Other(_)) => {
-                panic!("{event:?} of a command that is not kept")
-            }
+            event @ (ExecEvent::Attached { .. }
+            | ExecEvent::Skipped(_)
+            | ExecEvent::Cut(_)
+            | ExecEvent::Ran(_)) => panic!("{event:?} of a command that is not kept"),
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::env::{Artifact, Wrapper};
 use crate::guest::{Dialer, GuestError};
-use crate::sandbox::Spec;
+use crate::spec::Spec;
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;

@@ -2,7 +2,7 @@
 //! in a file for each sandbox that is only ever added to.
 //!
 //! The file outlives its sandbox, and nothing in firn reads it but to show it. What a command was given
-//! on its stdin or in its variables is not in it; its arguments are.
+//! on its stdin or in its variables is not in it; its arguments are, and in no other log.
 
 use super::SandboxId;
 use crate::api::types::{Caller, EventRecord};
@@ -24,6 +24,9 @@ const BACKLOG: usize = 1024;
 
 /// The longest line of an audit file that is read back, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
+
+/// The detail with a command's arguments.
+pub(super) const ARGUMENTS: &str = "argv";
 
 /// The audit log of a state folder.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl Audit {
         }
         state.recent.push_back(Arc::clone(&record));
         drop(state);
-        tracing::info!(sandbox = %record.session_id, details = %Json::Object(record.details.clone()), "{event}");
+        tracing::info!(sandbox = %record.session_id, details = %for_log(&record.details), "{event}");
         // Nobody has to listen.
         let _ = self.tell.send(record);
     }
@@ -116,6 +119,14 @@ impl Audit {
     }
 }
 
+/// What the daemon's log is told of an event: others may read it, as the journal, and arguments may hold
+/// what is not for them.
+fn for_log(details: &Map<String, Json>) -> Json {
+    Json::Object(
+        details.iter().filter(|(name, _)| *name != ARGUMENTS).map(|(n, v)| (n.clone(), v.clone())).collect(),
+    )
+}
+
 /// The last of what is in an audit file. A line that is none, because the disk was full, is left out.
 fn read(path: &Path) -> Vec<EventRecord> {
     let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
@@ -139,6 +150,12 @@ fn read(path: &Path) -> Vec<EventRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_daemons_log_has_no_arguments() {
+        let details = Details::default().with(ARGUMENTS, vec!["secret"]).with("user", "root");
+        assert_eq!(for_log(&details.0), serde_json::json!({"user": "root"}));
+    }
 
     #[test]
     fn events_are_told_remembered_and_written_down() {

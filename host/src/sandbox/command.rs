@@ -4,25 +4,26 @@
 //! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
 
 use super::activity::Activity;
-use super::audit::Details;
+use super::audit::{ARGUMENTS, Details};
 use super::entry::{Entry, Status, Termination};
 use super::failpoint;
 use super::launch::{Ended, Up};
 use super::log::Log;
 use super::manager::{Conclusion, Life, OperationError};
-use super::protection::milliseconds;
-use super::spec::SpecError;
 use super::state::Operation;
-use crate::api::types::{AttachRequest, Caller, ExecRequest};
+use crate::api::types::{AttachRequest, Caller, EvaluateRequest, ExecRequest};
 use crate::causes::in_full;
 use crate::env::{Takes, Wrapper};
 use crate::guest::{ExecEvent, GuestError, Running};
+use crate::spec::SpecError;
+use crate::spec::protection::milliseconds;
 use crate::sys::clock;
 use crate::sys::limits::Events;
 use crate::view::WORKSPACE;
 use bytes::Bytes;
 use firn_protocol::{
-    Attach, CommandState, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep, Stdin, Text, Variable,
+    Attach, CommandState, DEFAULT_GRACE_MS, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep,
+    MAX_CODE, Ran, SessionInterrupt, SessionRun, Stdin, Text, Variable,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,8 @@ pub(crate) struct Command {
     output: Option<u64>,
     deadline: Option<tokio::time::Instant>,
     timed_out: bool,
+    /// The run that it is, of a session, until it has ended.
+    run: Option<Run>,
     /// What the control group had counted before.
     before: Events,
     /// Until its end is written down. None: whoever started it does that.
@@ -64,12 +67,31 @@ pub(crate) struct Command {
     _activity: Activity,
 }
 
+/// A run of a session.
+#[derive(Clone, Debug)]
+struct Run {
+    session: String,
+    number: u64,
+    /// How long it may take to end when it was interrupted.
+    grace: Duration,
+}
+
+/// Who attaches to a detached command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Somebody, who may have stdin, and misses what is not read in time.
+    Client,
+    /// Its log, which misses nothing: the command waits for it. Stdin stays whose it is.
+    Log,
+}
+
 /// What is told of a command at its end.
 #[derive(Debug)]
 struct Account {
     started: Instant,
     by: Option<Caller>,
     number: Option<u64>,
+    run: Option<Run>,
 }
 
 impl Command {
@@ -84,7 +106,7 @@ impl Command {
         let timeout = request.timeout_ms.map(Duration::from_millis).or(up.timeout);
         let output = request.max_output_bytes;
         let mut exec = message(&up, &request, timeout)?;
-        let details = Details::default().with("argv", argv(&request)).with("user", exec.user.clone());
+        let details = Details::default().with(ARGUMENTS, argv(&request)).with("user", exec.user.clone());
         let number = if request.detach {
             let mut written = entry.written();
             written.facts.last_command += 1;
@@ -107,15 +129,23 @@ impl Command {
             }
             Ok(()) => {}
         }
+        // Before it runs: what could not be written down would go on for nobody.
+        let kept = match number {
+            Some(number) => Some((number, entry.logs().write(number).map_err(OperationError::Log)?)),
+            None => None,
+        };
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
         entry.note("exec-started", by, details);
         failpoint::reached("exec-recorded");
-        let account = Account { started: Instant::now(), by, number };
+        let account = Account { started: Instant::now(), by, number, run: None };
         let status = entry.watch();
         let before = up.cgroup.events();
         let running = match up.dialer.dial().await.and_then(|connection| connection.exec(exec)) {
             Ok(running) => running,
-            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+            Err(error) => {
+                account.end(entry, "sandbox");
+                return Err(why(entry, &mut entry.watch(), error, true).await);
+            }
         };
         failpoint::reached("exec-dialled");
         let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout + TIMEOUT_GRACE);
@@ -129,19 +159,79 @@ impl Command {
             output,
             deadline,
             timed_out: false,
+            run: None,
             before,
             account: Some(account),
             status,
             _activity: activity,
         };
-        match number {
+        match kept {
             None => Ok(command),
-            Some(number) => command.detach(number).await,
+            Some((number, log)) => command.detach(number, log).await,
         }
     }
 
+    /// Runs code in a session of the sandbox, when its turn comes.
+    pub(super) async fn evaluate(
+        entry: &Arc<Entry>,
+        session: &str,
+        request: EvaluateRequest,
+        by: Option<Caller>,
+    ) -> Result<Command, OperationError> {
+        let up = entry.admit(Operation::Use)?;
+        let activity = entry.activities.begin();
+        let EvaluateRequest { code, stdin, timeout_ms, grace_ms, max_output_bytes, .. } = request;
+        let code = Bytes::copy_from_slice(code.as_bytes());
+        if code.len() > MAX_CODE {
+            return Err(SpecError::Code(code.len()).into());
+        }
+        let run = Run {
+            session: session.to_owned(),
+            number: entry.shared.run_number(),
+            grace: Duration::from_millis(grace_ms.unwrap_or(DEFAULT_GRACE_MS)),
+        };
+        let message = SessionRun {
+            session: run.session.clone(),
+            run: run.number,
+            code: Text::default(),
+            more_code_bytes: 0,
+            timeout_ms,
+            grace_ms,
+            stdin,
+            max_output_bytes,
+        };
+        let details = Details::default()
+            .with("session", session)
+            .with("run", run.number)
+            .with("codeBytes", code.len() as u64);
+        entry.note("run-started", by, details);
+        let status = entry.watch();
+        let before = up.cgroup.events();
+        let running = match up.dialer.dial().await.and_then(|connection| connection.run_code(message, code)) {
+            Ok(running) => running,
+            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+        };
+        Ok(Command {
+            entry: Arc::clone(entry),
+            up,
+            running,
+            number: None,
+            untold: None,
+            timeout: timeout_ms.map(Duration::from_millis),
+            output: max_output_bytes,
+            // It may have to wait for its turn.
+            deadline: None,
+            timed_out: false,
+            run: Some(run.clone()),
+            before,
+            account: Some(Account { started: Instant::now(), by, number: None, run: Some(run) }),
+            status,
+            _activity: activity,
+        })
+    }
+
     /// Leaves the command to a task that writes its output down, and attaches to it like anybody else.
-    async fn detach(mut self, number: u64) -> Result<Command, OperationError> {
+    async fn detach(mut self, number: u64, log: Log) -> Result<Command, OperationError> {
         let entry = Arc::clone(&self.entry);
         // It may fail to start: then there is nothing to leave.
         let first = self.next().await?;
@@ -149,21 +239,28 @@ impl Command {
             self.untold = Some(first);
             return Ok(self);
         }
-        let log = entry.logs().write(number).map_err(OperationError::Log)?;
         let last = match first {
             ExecEvent::Exited(exited) => Some(exited),
             _ => None,
         };
         let account = self.account.take();
-        entry.shared.tasks.spawn(follow(Arc::clone(&entry), self, log, account, last));
+        Following { entry: Arc::clone(&entry), number, log, account }.begin(self, last);
         let request = AttachRequest { command: Some(number), from: Some(0) };
         Command::attach(&entry, &request).await
     }
 
-    /// Attaches to a detached command.
+    /// Attaches to a detached command. Output that is not read in time is skipped.
     pub(super) async fn attach(
         entry: &Arc<Entry>,
         request: &AttachRequest,
+    ) -> Result<Command, OperationError> {
+        Command::attach_as(entry, request, Reader::Client).await
+    }
+
+    async fn attach_as(
+        entry: &Arc<Entry>,
+        request: &AttachRequest,
+        reader: Reader,
     ) -> Result<Command, OperationError> {
         let up = entry.admit(Operation::Use)?;
         let activity = entry.activities.begin();
@@ -178,8 +275,11 @@ impl Command {
         let attach = Attach {
             command: number,
             from: request.from.unwrap_or(0),
-            stdin: Stdin::Stream,
-            back_pressure: false,
+            stdin: match reader {
+                Reader::Client => Stdin::Stream,
+                Reader::Log => Stdin::Null,
+            },
+            back_pressure: reader == Reader::Log,
         };
         let running =
             match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
@@ -196,6 +296,7 @@ impl Command {
             output: None,
             deadline: None,
             timed_out: false,
+            run: None,
             before,
             account: None,
             status,
@@ -224,23 +325,45 @@ impl Command {
             // In this order: what an agent has said counts, also if it is no more.
             biased;
             event = self.running.next() => event,
-            ended = ended(&mut self.status) => return Err(ended.error(&self.entry, !self.running.is_greeted())),
+            ended = ended(&mut self.status) => {
+                self.over("sandbox");
+                return Err(ended.error(&self.entry, !self.running.is_greeted()));
+            }
             () = too_late => {
                 self.timed_out = true;
+                self.over("daemon");
                 return Err(OperationError::Unresponsive(self.entry.id));
             }
         };
         match event {
             Ok(event) => {
-                if let ExecEvent::Exited(exited) = &event {
-                    self.exited(exited);
+                match &event {
+                    ExecEvent::Exited(exited) => self.exited(exited),
+                    ExecEvent::NotStarted(reason) => self.not_started(&reason.message),
+                    ExecEvent::Ran(ran) => self.ran(ran),
+                    ExecEvent::Started => self.deadline = self.deadline.or(self.latest_end()),
+                    _ => {}
                 }
                 Ok(event)
             }
             Err(error) => {
+                self.over("sandbox");
                 let unproven = !self.running.is_greeted();
                 Err(why(&self.entry, &mut self.status, error, unproven).await)
             }
+        }
+    }
+
+    /// When a run that begins now has ended, if its agent is honest.
+    fn latest_end(&self) -> Option<tokio::time::Instant> {
+        let (run, timeout) = (self.run.as_ref()?, self.timeout?);
+        Some(tokio::time::Instant::now() + timeout + 2 * run.grace + TIMEOUT_GRACE)
+    }
+
+    fn ran(&mut self, ran: &Ran) {
+        self.run = None;
+        if let Some(account) = self.account.take() {
+            account.ran(&self.entry, ran);
         }
     }
 
@@ -248,6 +371,20 @@ impl Command {
         failpoint::reached("exec-exited");
         if let Some(account) = self.account.take() {
             account.close(&self.entry, exited);
+        }
+    }
+
+    fn not_started(&mut self, reason: &str) {
+        self.run = None;
+        if let Some(account) = self.account.take() {
+            account.not_started(&self.entry, reason);
+        }
+    }
+
+    /// It has ended, or is given up, and nobody says how.
+    fn over(&mut self, ended_by: &str) {
+        if let Some(account) = self.account.take() {
+            account.end(&self.entry, ended_by);
         }
     }
 
@@ -270,7 +407,8 @@ impl Command {
     pub(crate) fn send(&mut self, input: &Input) -> Result<(), OperationError> {
         if *input == Input::Cancel && self.deadline.is_none() {
             // A hostile agent does not end it.
-            self.deadline = Some(tokio::time::Instant::now() + TIMEOUT_GRACE);
+            let grace = self.run.as_ref().map_or(Duration::ZERO, |run| 2 * run.grace);
+            self.deadline = Some(tokio::time::Instant::now() + grace + TIMEOUT_GRACE);
         }
         self.running.send(input).map_err(broken)
     }
@@ -294,8 +432,10 @@ impl Command {
 
 impl Drop for Command {
     fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
-            account.abandon(&self.entry);
+        self.over("client");
+        if let Some(run) = self.run.take() {
+            // Its session is there for others, and is not to be at this for ever.
+            self.entry.shared.tasks.spawn(give_up(Arc::clone(&self.up), run));
         }
     }
 }
@@ -303,7 +443,24 @@ impl Drop for Command {
 impl Account {
     fn details(&self) -> Details {
         let details = Details::default().with("durationMs", milliseconds(self.started.elapsed()));
-        self.number.iter().fold(details, |details, number| details.with("command", *number))
+        let details = self.number.iter().fold(details, |details, number| details.with("command", *number));
+        self.run.iter().fold(details, |details, run| {
+            details.with("session", run.session.clone()).with("run", run.number)
+        })
+    }
+
+    fn event(&self) -> &'static str {
+        if self.run.is_some() { "run-ended" } else { "exec-exited" }
+    }
+
+    fn ran(self, entry: &Entry, ran: &Ran) {
+        let details = self
+            .details()
+            .with("exitCode", ran.exit_code)
+            .with("outcome", serde_json::to_value(ran.outcome).unwrap_or_default())
+            .with("stateLost", ran.state_lost)
+            .with("outputBytes", ran.stdout_bytes.saturating_add(ran.stderr_bytes));
+        entry.note(self.event(), self.by, details);
     }
 
     fn close(self, entry: &Entry, exited: &Exited) {
@@ -321,8 +478,26 @@ impl Account {
         entry.note("exec-exited", self.by, details.with("exceeded", exceeded));
     }
 
-    fn abandon(self, entry: &Entry) {
-        entry.note("exec-exited", self.by, self.details().with("endedBy", "client"));
+    fn not_started(self, entry: &Entry, reason: &str) {
+        entry.note(self.event(), self.by, self.details().with("reason", reason));
+    }
+
+    /// By `client`, which went away; `sandbox`, which ended or broke the protocol; or `daemon`, which waited
+    /// long enough.
+    fn end(self, entry: &Entry, ended_by: &str) {
+        entry.note(self.event(), self.by, self.details().with("endedBy", ended_by));
+    }
+}
+
+/// Ends a run that nobody waits for.
+async fn give_up(up: Arc<Up>, run: Run) {
+    let Run { session, number, grace } = run;
+    let grace_ms = u64::try_from(grace.as_millis()).ok();
+    let asked = SessionInterrupt { session, run: Some(number), grace_ms };
+    let ended = async { up.dialer.dial().await?.interrupt(asked).await };
+    if let Err(error) = ended.await {
+        // Usually the sandbox has ended with whoever wanted the run.
+        tracing::debug!(error = in_full(&error), "cannot end a run that was given up");
     }
 }
 
@@ -339,8 +514,14 @@ fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<
             (code.unwrap_or_else(|| request.argv.clone()), cwd(), wrapper.variables.clone())
         }
         Some(wrapper) => wrapped(wrapper, request)?,
-        None if request.argv.is_empty() => return Err(SpecError::NoCommand),
-        None => (request.argv.clone(), cwd(), Vec::new()),
+        None => {
+            let argv = match up.interpreter {
+                Some(interpreter) if request.argv.is_empty() => interpreter.reading_code(),
+                None if request.argv.is_empty() => return Err(SpecError::NoCommand),
+                _ => request.argv.clone(),
+            };
+            (argv, cwd(), Vec::new())
+        }
     };
     env.extend(request.env.iter().cloned());
     Ok(Exec {
@@ -421,57 +602,93 @@ fn broken(error: GuestError) -> OperationError {
     OperationError::Sandbox(Arc::new(error.into()))
 }
 
-/// Writes down what a detached command says, to its end.
-async fn follow(
+/// The log of a detached command, which is written to the command's end.
+struct Following {
     entry: Arc<Entry>,
-    mut command: Command,
-    mut log: Log,
+    number: u64,
+    log: Log,
+    /// Of a command that this daemon has started.
     account: Option<Account>,
-    mut last: Option<Box<Exited>>,
-) {
-    let Some(number) = command.number else { return };
-    let _followed = entry.followed(number);
-    let exited = loop {
-        if let Some(exited) = last.take() {
-            break exited;
-        }
-        let written = match command.next().await {
-            Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => log.append(&chunk),
-            Ok(ExecEvent::Attached { from }) => log.skip(from),
-            Ok(ExecEvent::Skipped(bytes)) => log.skip(log.end().saturating_add(bytes)),
-            Ok(ExecEvent::Exited(exited)) => break exited,
-            Ok(ExecEvent::NotStarted(_)) => return,
-            Ok(_) => Ok(()),
-            Err(error) => {
-                if entry.status().up.is_none() {
-                    // The end of the sandbox says it all.
-                    return;
-                }
-                tracing::warn!(sandbox = %entry.id, command = number, error = in_full(&error), "the log of a command broke off");
-                tokio::time::sleep(BREATH).await;
-                match Command::attach(&entry, &AttachRequest { command: Some(number), from: Some(log.end()) })
-                    .await
-                {
-                    Ok(again) => command = again,
-                    Err(_over) => return,
-                }
-                Ok(())
+}
+
+impl Following {
+    /// Follows `command` in a task of its own, which ends with the daemon: the command does not, and the next
+    /// one goes on with the log. `last`: the command has ended already.
+    fn begin(self, command: Command, last: Option<Box<Exited>>) {
+        let shared = Arc::clone(&self.entry.shared);
+        let released = Arc::clone(&shared);
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = released.released() => {}
+                () = self.follow(command, last) => {}
             }
-        };
-        if let Err(error) = written {
-            // The command goes on; what it says is not kept.
-            tracing::error!(sandbox = %entry.id, command = number, %error, "cannot write a log");
-        }
-    };
-    let account = account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number) });
-    account.close(&entry, &exited);
-    if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
-        let reason = match exited.status {
-            ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
-            ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
-        };
-        entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
+        });
     }
+
+    async fn follow(mut self, command: Command, last: Option<Box<Exited>>) {
+        let _followed = self.entry.followed(self.number);
+        let exited = match last {
+            Some(exited) => Some(exited),
+            None => self.write(command).await,
+        };
+        let Following { entry, number, account, .. } = self;
+        let account =
+            account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number), run: None });
+        let Some(exited) = exited else { return account.end(&entry, "sandbox") };
+        account.close(&entry, &exited);
+        if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
+            let reason = match exited.status {
+                ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
+                ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
+            };
+            entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
+        }
+    }
+
+    /// Writes down what the command says. None: its sandbox has ended, or knows nothing of it.
+    async fn write(&mut self, mut command: Command) -> Option<Box<Exited>> {
+        loop {
+            let written = match command.next().await {
+                Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => self.log.append(&chunk),
+                Ok(ExecEvent::Attached { from }) => self.log.skip(from),
+                Ok(ExecEvent::Skipped(bytes)) => self.log.skip(self.log.end().saturating_add(bytes)),
+                Ok(ExecEvent::Exited(exited)) => return Some(exited),
+                Ok(ExecEvent::NotStarted(_)) => return None,
+                Ok(_) => Ok(()),
+                Err(OperationError::NoCommand { .. }) => return None,
+                Err(error) => {
+                    if self.entry.status().up.is_some() {
+                        tracing::warn!(sandbox = %self.entry.id, command = self.number, error = in_full(&error), "the log of a command broke off");
+                    }
+                    command = self.attach_again().await?;
+                    Ok(())
+                }
+            };
+            if let Err(error) = written {
+                // The command goes on; what it says is not kept.
+                tracing::error!(sandbox = %self.entry.id, command = self.number, %error, "cannot write a log");
+            }
+        }
+    }
+
+    /// Goes on where the log ends, as soon as the sandbox lets it: one that stands still does not. None: it
+    /// has ended.
+    async fn attach_again(&self) -> Option<Command> {
+        loop {
+            self.entry.status().up?;
+            tokio::time::sleep(BREATH).await;
+            if let Ok(command) = follower(&self.entry, self.number, &self.log).await {
+                return Some(command);
+            }
+        }
+    }
+}
+
+/// Attaches to a command whose output is written down: it waits until it is.
+async fn follower(entry: &Arc<Entry>, number: u64, log: &Log) -> Result<Command, OperationError> {
+    let request = AttachRequest { command: Some(number), from: Some(log.end()) };
+    Command::attach_as(entry, &request, Reader::Log).await
 }
 
 /// After a sandbox was taken over: goes on with the logs of the commands in it.
@@ -487,10 +704,10 @@ pub(super) async fn follow_all(entry: &Arc<Entry>) {
     };
     let last = entry.written().facts.last_command;
     for command in commands.iter().filter(|command| command.command <= last) {
-        let Ok(log) = entry.logs().write(command.command) else { continue };
-        let request = AttachRequest { command: Some(command.command), from: Some(log.end()) };
-        if let Ok(attached) = Command::attach(entry, &request).await {
-            entry.shared.tasks.spawn(follow(Arc::clone(entry), attached, log, None, None));
+        let number = command.command;
+        let Ok(log) = entry.logs().write(number) else { continue };
+        if let Ok(attached) = follower(entry, number, &log).await {
+            Following { entry: Arc::clone(entry), number, log, account: None }.begin(attached, None);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::SandboxId;
 use super::activity::Activity;
 use super::audit::Details;
 use super::command::Command;
-use super::entry::{Entry, Termination, Work};
+use super::entry::{Entry, Termination, Work, Written};
 use super::launch::Ended;
 use super::log::MOST_READ;
 use super::manager::{OperationError, check_name};
@@ -12,7 +12,9 @@ use super::state::Operation;
 use crate::api::types::{
     AttachRequest, Caller, ExecRequest, ProcessRow, SandboxInfo, StatsInfo, UpdateRequest,
 };
+use crate::causes::in_full;
 use crate::guest::Connection;
+use crate::spec::Size;
 use crate::sys::clock;
 use crate::sys::limits::{Cpus, Limits};
 use bytes::Bytes;
@@ -152,7 +154,12 @@ impl Handle {
         let _ = self.end(Termination::Destroy).await;
         let status = self.0.status();
         if !status.gone {
-            // It was over: nobody runs it any more.
+            // It was over: nobody runs it any more. What could not be removed then may be now.
+            let site = self.0.site();
+            let removed = tokio::task::spawn_blocking(move || site.unwind()).await;
+            if let Ok(removed) = removed {
+                removed?;
+            }
             self.0.is_gone(status.end);
             self.0.note("destroyed", None, Details::default());
         }
@@ -183,23 +190,27 @@ impl Handle {
             request;
         if let Some(name) = &name {
             check_name(name)?;
-            self.0.shared.rename(self.0.id, name)?;
         }
+        let mut limits = None;
         if memory_bytes.is_some() || processes.is_some() || cpus.is_some() {
             let up = self.0.admit(Operation::Limit)?;
-            if up.grade == super::spec::Grade::Vm {
+            if up.grade == crate::spec::Grade::Vm {
                 return Err(OperationError::Unsupported(
                     "the memory, processes and processors of a vm are those it booted with",
                 ));
             }
             let parsed: Option<Cpus> =
-                cpus.as_deref().map(str::parse).transpose().map_err(super::spec::SpecError::from)?;
-            let limits = Limits {
+                cpus.as_deref().map(str::parse).transpose().map_err(crate::spec::SpecError::from)?;
+            crate::spec::check_limits(up.grade, memory_bytes.map(Size), processes)?;
+            limits = Some(Limits {
                 memory: memory_bytes,
                 processes: processes.map(super::launch::with_ours),
                 cpus: parsed,
-            };
-            self.0.order(Work::Limit(limits)).await?;
+            });
+        }
+        let before = self.0.written().clone();
+        if let Some(name) = &name {
+            self.0.shared.rename(self.0.id, name)?;
         }
         {
             let mut written = self.0.written();
@@ -216,11 +227,39 @@ impl Handle {
             facts.processes = processes.or(facts.processes);
             facts.cpus = cpus.or(facts.cpus.take());
         }
-        self.0.save_facts()?;
+        // Written down before it is done, as everything is.
+        let changed = match (self.0.save_facts(), limits) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Some(limits)) => self.0.order(Work::Limit(limits)).await,
+            (Ok(()), None) => Ok(()),
+        };
+        if let Err(error) = changed {
+            self.undo_update(before);
+            return Err(error);
+        }
         self.0.activities.look_again();
         let event = if name.is_some() { "renamed" } else { "updated" };
         self.0.note(event, by, Details::default().with("name", self.0.written().name.clone()));
         Ok(self.info())
+    }
+
+    /// What was to be changed stays as it was `before`.
+    fn undo_update(&self, before: Written) {
+        {
+            let mut written = self.0.written();
+            let Written { name, facts } = before;
+            written.name = name;
+            // The rest may have changed meanwhile.
+            written.facts.idle_timeout_ms = facts.idle_timeout_ms;
+            written.facts.lifetime_ms = facts.lifetime_ms;
+            written.facts.description = facts.description;
+            written.facts.memory = facts.memory;
+            written.facts.processes = facts.processes;
+            written.facts.cpus = facts.cpus;
+        }
+        if let Err(error) = self.0.save_facts() {
+            tracing::warn!(sandbox = %self.0.id, error = in_full(&error), "cannot write the record");
+        }
     }
 
     /// Renews its lease.

@@ -5,17 +5,18 @@
 //! `Jail`. Everything is written down before it is made, so what a killed daemon leaves is undone by the
 //! next one, or taken over if it had come up.
 
+use super::SandboxId;
 use super::manager::OperationError;
 use super::place::{self, Helpers, Place, PlaceError, Site};
-use super::protection::{Isolation, Maker, Protection, milliseconds};
 use super::spare::{self, Spare};
-use super::spec::{Degraded, Grade};
-use super::{SandboxId, Size, Spec};
 use crate::causes::in_full;
 use crate::config::{Config, ConfigError, Program};
-use crate::env::{Environment, Wrapper};
+use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::jail::{self, Jail, JailError};
+use crate::spec::protection::{Isolation, Maker, Protection, milliseconds};
+use crate::spec::{Degraded, Grade};
+use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
@@ -153,6 +154,8 @@ pub(crate) struct Up {
     pub(crate) protection: Protection,
     /// What runs code in it, if not a command of the caller's choice.
     pub(crate) wrapper: Option<Wrapper>,
+    /// What runs code in it.
+    pub(crate) interpreter: Option<Interpreter>,
     /// Who commands are, when nobody says.
     pub(crate) user: Option<String>,
     /// How long they may take, when nobody says.
@@ -173,6 +176,8 @@ struct Facts {
     grade: Grade,
     protection: Protection,
     wrapper: Option<Wrapper>,
+    #[serde(default)]
+    interpreter: Option<Interpreter>,
     user: Option<String>,
     timeout_ms: Option<u64>,
     resource_limits: Vec<ResourceLimit>,
@@ -314,6 +319,7 @@ impl Sandbox {
             processes: helpers,
             protection: known.protection,
             wrapper: known.wrapper,
+            interpreter: known.interpreter,
             user: known.user,
             timeout: known.timeout_ms.map(Duration::from_millis),
             resource_limits: known.resource_limits,
@@ -536,7 +542,7 @@ impl Sight {
         let hostname = format!("firn-{id}");
         let view = |base| View { base, shares: spec.shares.clone() };
         let (view, wrapper) = match &spec.environment {
-            Environment::Host => (view(host_tools(&hostname)), None),
+            Environment::Host | Environment::Code(_) => (view(host_tools(&hostname)), None),
             Environment::Artifact(artifact) => {
                 let mut view = view(host_tools(&hostname));
                 view.show(&artifact.folder);
@@ -617,7 +623,7 @@ fn start_jail(
         station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
     };
     let (jail, maker, wrapper) = match &spec.environment {
-        Environment::Host | Environment::Closure(_) => {
+        Environment::Host | Environment::Code(_) | Environment::Closure(_) => {
             let Sight { view, wrapper, .. } = Sight::of(spec, id);
             (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, wrapper)
         }
@@ -648,6 +654,11 @@ impl Facts {
             grade,
             protection: Protection::new(spec, isolation, mechanisms),
             wrapper,
+            interpreter: match &spec.environment {
+                Environment::Code(interpreter) => Some(*interpreter),
+                Environment::Closure(closure) => Some(closure.metadata.interpreter),
+                Environment::Host | Environment::Artifact(_) => None,
+            },
             user: spec.user.clone(),
             timeout_ms: spec.timeout.map(milliseconds),
             resource_limits: match grade {

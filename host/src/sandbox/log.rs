@@ -33,6 +33,8 @@ pub(crate) struct Log {
     base: u64,
     file: File,
     length: u64,
+    /// What came after that and could not be written.
+    lost: u64,
 }
 
 impl Logs {
@@ -47,7 +49,7 @@ impl Logs {
         let base = self.base(command).unwrap_or(0);
         let file = open(&self.dir, command, base)?;
         let length = file.metadata()?.len();
-        Ok(Log { dir: self.dir.clone(), command, base, file, length })
+        Ok(Log { dir: self.dir.clone(), command, base, file, length, lost: 0 })
     }
 
     /// Where the log of `command` begins, if there is one. Two can be there when a daemon was killed while
@@ -101,14 +103,36 @@ fn open(dir: &Path, command: u64, base: u64) -> io::Result<File> {
 impl Log {
     /// The number of the byte that comes next.
     pub(crate) fn end(&self) -> u64 {
-        self.base + self.length
+        // The base of a hostile guest's command is any number.
+        self.base.saturating_add(self.length).saturating_add(self.lost)
     }
 
-    /// Adds what came.
+    /// Adds what came. What could not be written counts: numbers stay true. Then the log begins anew with
+    /// what comes next.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.length += bytes.len() as u64;
+        let after = self.end().saturating_add(bytes.len() as u64);
+        let written = self.write(bytes);
+        self.lost = after.saturating_sub(self.base.saturating_add(self.length));
+        written?;
         if self.length > LONGEST { self.drop_half() } else { Ok(()) }
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if self.lost > 0 {
+            self.begin_anew(self.end())?;
+        }
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.length += count as u64;
+                    bytes = &bytes[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// What came is not kept, as far as byte `end`: numbers stay true.
@@ -116,13 +140,19 @@ impl Log {
         if end <= self.end() {
             return Ok(());
         }
-        let file = open(&self.dir, self.command, end)?;
-        self.replace(end, file, 0);
+        let begun = self.begin_anew(end);
+        self.lost = end.saturating_sub(self.base.saturating_add(self.length));
+        begun
+    }
+
+    fn begin_anew(&mut self, base: u64) -> io::Result<()> {
+        let file = open(&self.dir, self.command, base)?;
+        self.replace(base, file, 0);
         Ok(())
     }
 
     fn drop_half(&mut self) -> io::Result<()> {
-        let base = self.base + self.length - LONGEST / 2;
+        let base = self.end() - LONGEST / 2;
         let mut kept = File::open(path(&self.dir, self.command, self.base))?;
         kept.seek(SeekFrom::Start(base - self.base))?;
         // Under its name only when it is whole: who finds two believes the later one.
@@ -138,7 +168,7 @@ impl Log {
     fn replace(&mut self, base: u64, file: File, length: u64) {
         // Whoever reads it goes on with the other.
         let _ = fs::remove_file(path(&self.dir, self.command, self.base));
-        (self.base, self.file, self.length) = (base, file, length);
+        (self.base, self.file, self.length, self.lost) = (base, file, length, 0);
     }
 }
 
@@ -175,6 +205,46 @@ mod tests {
         assert_eq!(all(&logs, 1, 2), (100, b"later".to_vec()));
         logs.remove();
         assert!(logs.read(1, 0).unwrap().is_none());
+    }
+
+    /// Files may not become longer than that, while `work` is done: as on a disk that is full then.
+    fn with_longest_file(length: u64, work: impl FnOnce()) {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        use nix::sys::signal::{SigSet, Signal};
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGXFSZ);
+        signals.thread_block().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, length, hard).unwrap();
+        work();
+        setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_written_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::of(dir.path(), SandboxId::from_number(1));
+        let mut log = logs.write(1).unwrap();
+        log.append(b"whole ").unwrap();
+        with_longest_file(10, || {
+            log.append(b"partly").unwrap_err();
+            assert_eq!(all(&logs, 1, 0), (0, b"whole part".to_vec()));
+        });
+        assert_eq!(log.end(), 12);
+        // Another daemon asks for what is missing.
+        assert_eq!(logs.write(1).unwrap().end(), 10);
+        log.append(b"later").unwrap();
+        assert_eq!(all(&logs, 1, 0), (12, b"later".to_vec()));
+        with_longest_file(0, || {
+            log.append(b"none").unwrap_err();
+            log.append(b"nor this").unwrap_err();
+        });
+        log.skip(40).unwrap();
+        log.append(b"at 40").unwrap();
+        assert_eq!(all(&logs, 1, 0), (40, b"at 40".to_vec()));
+        log.skip(u64::MAX).unwrap();
+        log.append(b"far").unwrap();
+        assert_eq!(log.end(), u64::MAX);
     }
 
     #[test]

@@ -8,16 +8,17 @@ use super::entry::{Entry, Order, Termination, Written};
 use super::launch::{Ended, LaunchError, Progress};
 use super::place::{self, PlaceError, Site};
 use super::pool::{self, Pool};
-use super::protection::Protection;
 use super::records::{Facts, Record, Records, RecordsError};
+use super::session::Makers;
 use super::spare::{self, Spare};
-use super::spec::{Grade, Spec, SpecError};
 use super::{SandboxId, failpoint, runner};
 use crate::api::types::{
     Caller, CreateRequest, EventRecord, PoolInfo, RenewRequest, SandboxInfo, SandboxState,
 };
 use crate::causes::in_full;
 use crate::config::Config;
+use crate::spec::protection::Protection;
+use crate::spec::{Grade, Spec, SpecError};
 use crate::sys::cgroup::PauseError;
 use crate::sys::clock;
 use firn_protocol::Exceeded;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +48,8 @@ pub(crate) enum Life {
     Ephemeral,
     /// The detached command it was made for.
     Command,
+    /// The session that it was made for.
+    Session,
     /// The pool: it waits to be asked for, and ends with the daemon.
     Spare,
 }
@@ -67,6 +71,41 @@ pub(crate) enum OperationError {
     /// Not a name.
     #[error("{0:?} is no name: 1 to 63 letters, digits, '-', '_' and '.', not like an id")]
     Name(String),
+    /// Not a session's name.
+    #[error("{0:?} is no name of a session: 1 to 64 letters, digits, '-', '_' and '.'")]
+    SessionName(String),
+    /// No such session.
+    #[error("there is no session {0:?}")]
+    NoSession(String),
+    /// There is one already.
+    #[error("there is a session {0:?} already")]
+    SessionTaken(String),
+    /// It is of another kind.
+    #[error(
+        "Session '{session}' is bound to {what} '{to}', not '{wanted}'.\nUse a different session ID, or omit \
+         session for ephemeral execution."
+    )]
+    Bound {
+        /// Which session.
+        session: String,
+        /// Of which kind it is.
+        what: &'static str,
+        /// What it is.
+        to: String,
+        /// What was wanted.
+        wanted: String,
+    },
+    /// Its environment has no interpreter.
+    #[error("Environment '{0}' does not support sessions (no session_exec configured)")]
+    NoInterpreter(String),
+    /// Its interpreter did not start.
+    #[error("Failed to start session agent for '{environment}': {message}")]
+    NotInterpreted {
+        /// The environment.
+        environment: &'static str,
+        /// Why not.
+        message: String,
+    },
     /// Somebody has it.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
@@ -165,6 +204,9 @@ pub(super) struct Shared {
     /// The folder of all places.
     pub(super) places: PathBuf,
     pub(super) tasks: TaskTracker,
+    pub(super) makers: Makers,
+    /// How many runs of sessions this daemon has begun.
+    runs: AtomicU32,
     pool: Pool,
     registry: Mutex<Registry>,
     /// Cancelled when the daemon ends: runners let their sandboxes go.
@@ -227,6 +269,11 @@ impl Shared {
         self.registry().spares.remove(&id);
     }
 
+    /// A number that no other run of any session has.
+    pub(super) fn run_number(&self) -> u64 {
+        self.records.generation() << 32 | u64::from(self.runs.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Whether no sandbox is made any more.
     pub(super) fn is_stopping(&self) -> bool {
         self.registry().stopping
@@ -279,8 +326,21 @@ enum Registered {
     Before(Arc<Entry>),
 }
 
-/// Ends an ephemeral sandbox whose creator went away before it had it.
-struct Abandoned(Option<Arc<Entry>>);
+/// Ends a sandbox whose creator went away before it had what it wanted.
+#[derive(Debug)]
+pub(super) struct Abandoned(Option<Arc<Entry>>);
+
+impl Abandoned {
+    /// For a sandbox that is of no use before more was done.
+    pub(super) fn new(handle: &Handle) -> Abandoned {
+        Abandoned(Some(Arc::clone(&handle.0)))
+    }
+
+    /// All was done.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
@@ -303,6 +363,8 @@ impl Manager {
             audit,
             places,
             tasks: TaskTracker::new(),
+            makers: Makers::default(),
+            runs: AtomicU32::default(),
             pool,
             registry: Mutex::default(),
             release: CancellationToken::new(),
@@ -333,10 +395,12 @@ impl Manager {
     fn recover_one(&self, record: Record, boot: &str) -> Option<oneshot::Receiver<()>> {
         let Record { id, name, life, state, doomed, request, facts, remains, .. } = record;
         let same_boot = record.boot == boot;
+        // A session's own sandbox is of no use before the session is written down.
+        let half_made = life == Life::Session && facts.sessions.is_empty();
         let written = Written { name, facts };
         let (entry, orders) = Entry::new(Arc::clone(&self.0), id, life, request, written, state);
         let remains = remains.and_then(|remains| serde_json::from_str(&remains).ok());
-        let outlives_daemon = matches!(life, Life::Kept | Life::Command);
+        let outlives_daemon = matches!(life, Life::Kept | Life::Command | Life::Session) && !half_made;
         let lives = same_boot && !doomed && outlives_daemon;
         if let (true, SandboxState::Running | SandboxState::Paused, Some(remains)) = (lives, state, remains) {
             self.0.registry().entries.insert(id, Arc::clone(&entry));
@@ -345,8 +409,15 @@ impl Manager {
             return Some(answered);
         }
         if let Err(error) = entry.site().unwind() {
-            // Written down it stays, and the next daemon tries again.
-            tracing::error!(sandbox = %id, error = in_full(&error), "cannot remove what is left of a sandbox");
+            // Written down it stays, for whoever destroys it, and for the next daemon.
+            let error = in_full(&error);
+            tracing::error!(sandbox = %id, error, "cannot remove what is left of a sandbox");
+            self.0.registry().entries.insert(id, Arc::clone(&entry));
+            if !state.is_over() {
+                let reason = format!("cannot remove what is left of it: {error}");
+                entry.note("failed", None, Details::default().with("reason", reason.as_str()));
+                entry.is_over(super::state::Occurrence::Failed, reason, None);
+            }
             return None;
         }
         let remembered = !doomed && outlives_daemon && state != SandboxState::Starting;
@@ -378,6 +449,9 @@ impl Manager {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Handle, OperationError> {
         let spec = Spec::asked(&request)?;
+        for share in &spec.shares {
+            share.check_apart(&self.0.config).map_err(SpecError::from)?;
+        }
         if let Some(name) = &request.name {
             check_name(name)?;
         }
@@ -439,11 +513,16 @@ impl Manager {
             return Err(OperationError::Stopping);
         }
         if let Some(key) = &request.idempotency_key {
+            // As in the records: no owner is one with an empty name.
+            let owner = |request: &CreateRequest| request.owner.clone().unwrap_or_default();
             let same = |entry: &&Arc<Entry>| {
-                entry.request.idempotency_key.as_ref() == Some(key) && entry.request.owner == request.owner
+                entry.request.idempotency_key.as_ref() == Some(key) && owner(&entry.request) == owner(request)
             };
+            // Only what is kept can be given again: all else belongs to who made it, and ends with that.
+            let again =
+                |entry: &Entry| entry.life == Life::Kept && life == Life::Kept && entry.request == *request;
             match registry.entries.values().find(same) {
-                Some(entry) if entry.request == *request => {
+                Some(entry) if again(entry) => {
                     return Ok(Registered::Before(Arc::clone(entry)));
                 }
                 Some(_) => return Err(OperationError::KeyTaken(key.clone())),
@@ -518,6 +597,16 @@ impl Manager {
                 candidates: several.iter().map(|entry| entry.id.to_string()).collect(),
             }),
         }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
+    /// Those that are not over.
+    pub(super) fn living(&self) -> Vec<Arc<Entry>> {
+        let lives = |entry: &&Arc<Entry>| !entry.status().state.is_over();
+        self.0.registry().entries.values().filter(lives).cloned().collect()
     }
 
     /// All of them, the oldest first: of one owner, if one is named.
@@ -608,6 +697,7 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
+    use super::super::records::Resource;
     use super::*;
     use proptest::prelude::*;
 
@@ -620,6 +710,92 @@ mod tests {
         for bad in ["", ".", "..", "-a", "a/b", "../a", "a b", "a\n", "deadbeef", "ä", long.as_str()] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// A manager of a folder, with no sandbox but those that are recorded there.
+    async fn open(dir: &std::path::Path) -> Manager {
+        let mut config = Config::read().unwrap();
+        config.runtime_dir = dir.join("run");
+        config.state_dir = dir.join("state");
+        config.settings.pool.vm = Some(0);
+        Manager::open(Arc::new(config)).await.unwrap()
+    }
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new().prefix("firn-").tempdir_in("/tmp").unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_a_kept_sandbox_is_given_again_for_its_key() {
+        let dir = folder();
+        let manager = open(dir.path()).await;
+        let asked = CreateRequest {
+            idempotency_key: Some("k".into()),
+            owner: Some("o".into()),
+            ..Default::default()
+        };
+        let made = |life| match manager.register(&asked, life, None).unwrap() {
+            Registered::New(entry, _) | Registered::Before(entry) => entry.id,
+        };
+        let kept = made(Life::Kept);
+        assert_eq!(made(Life::Kept), kept);
+        for life in [Life::Ephemeral, Life::Command] {
+            let refused = manager.register(&asked, life, None).map(|_| ());
+            assert!(matches!(refused, Err(OperationError::KeyTaken(_))), "{refused:?}");
+        }
+        manager.0.records.remove(kept).unwrap();
+        manager.0.forget(kept);
+        let _of_a_run = made(Life::Ephemeral);
+        let refused = manager.register(&asked, Life::Kept, None).map(|_| ());
+        assert!(matches!(refused, Err(OperationError::KeyTaken(_))), "{refused:?}");
+
+        let of_nobody = |owner: Option<&str>| CreateRequest {
+            idempotency_key: Some("k".into()),
+            owner: owner.map(str::to_owned),
+            ..Default::default()
+        };
+        assert!(manager.register(&of_nobody(None), Life::Kept, None).is_ok());
+        let refused = manager.register(&of_nobody(Some("")), Life::Kept, None).map(|_| ());
+        assert!(matches!(refused, Err(OperationError::KeyTaken(_))), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_known_until_it_can() {
+        let dir = folder();
+        let id = SandboxId::from_number(7);
+        let left = dir.path().join("run/sandboxes").join(id.to_string());
+        {
+            let records = Records::open(&dir.path().join("state")).unwrap();
+            let record = Record {
+                id,
+                name: "left".into(),
+                life: Life::Ephemeral,
+                state: SandboxState::Starting,
+                doomed: false,
+                boot: clock::boot_id(),
+                request: CreateRequest { idempotency_key: Some("k".into()), ..Default::default() },
+                facts: Facts::default(),
+                remains: None,
+            };
+            records.insert(&record).unwrap();
+            records.add(id, &Resource::Folder { path: left.clone() }).unwrap();
+        }
+        let _ = place::prepare(&dir.path().join("run")).unwrap();
+        // No folder: it cannot be removed as one.
+        std::fs::write(&left, "").unwrap();
+        let manager = open(dir.path()).await;
+        let [known] = &manager.list(None)[..] else { panic!("{:?}", manager.list(None)) };
+        assert_eq!(known.state, SandboxState::Failed);
+        assert!(known.reason.as_ref().unwrap().contains("cannot remove"), "{known:?}");
+        let again = CreateRequest { idempotency_key: Some("k".into()), ..Default::default() };
+        let refused = manager.register(&again, Life::Kept, None).map(|_| ());
+        assert!(matches!(refused, Err(OperationError::KeyTaken(_))), "{refused:?}");
+        let handle = manager.find("left").unwrap();
+        assert!(matches!(handle.destroy(None).await, Err(OperationError::Place(_))));
+        assert!(manager.0.records.has(id));
+        std::fs::remove_file(&left).unwrap();
+        handle.destroy(None).await.unwrap();
+        assert!(!manager.0.records.has(id) && manager.list(None).is_empty());
     }
 
     proptest! {

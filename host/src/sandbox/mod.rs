@@ -18,14 +18,10 @@ mod log;
 pub(crate) mod manager;
 pub(crate) mod place;
 mod pool;
-pub(crate) mod protection;
 pub(crate) mod records;
 mod runner;
-mod size;
+mod session;
 mod spare;
-pub(crate) mod spec;
 mod state;
 
 pub(crate) use id::SandboxId;
-pub(crate) use size::Size;
-pub(crate) use spec::Spec;

@@ -13,10 +13,10 @@ use super::SandboxId;
 use super::launch::LaunchError;
 use super::manager::{OperationError, Shared};
 use super::spare::{self, Spare};
-use super::spec::{Grade, Spec};
 use crate::api::types::{PoolInfo, PoolLevel};
 use crate::causes::in_full;
 use crate::config::PoolSize;
+use crate::spec::{Grade, Spec};
 use crate::sys::facts::host_facts;
 use crate::sys::kvm::KvmState;
 use crate::sys::memory;
@@ -272,7 +272,7 @@ impl Filled {
 /// Whether there is memory to spare for one.
 fn has_memory(grade: Grade) -> bool {
     let needed = match grade {
-        Grade::Vm => super::spec::USUAL_MEMORY.0,
+        Grade::Vm => crate::spec::USUAL_MEMORY.0,
         // The agent and bubblewrap.
         Grade::Jail => 16 << 20,
     };

@@ -13,6 +13,7 @@
 
 use super::SandboxId;
 use super::manager::Life;
+use super::session::Session;
 use crate::api::types::{CreateRequest, SandboxState};
 use crate::sys::process::ProcessId;
 use rusqlite::{Connection, Row, params};
@@ -161,6 +162,8 @@ pub(crate) struct Facts {
     pub(crate) main_command: Option<u64>,
     /// The number of its last detached command.
     pub(crate) last_command: u64,
+    /// The sessions in it.
+    pub(crate) sessions: Vec<Session>,
     /// Live limits that differ from the request's.
     pub(crate) memory: Option<u64>,
     /// See `memory`.

@@ -13,11 +13,11 @@ use super::entry::{Due, Entry, Order, Termination, Work};
 use super::launch::{Ended, LaunchError, Progress, Remains, Sandbox};
 use super::manager::{Life, OperationError};
 use super::spare::Spare;
-use super::spec::Spec;
 use super::state::Occurrence;
 use super::{command, failpoint};
 use crate::api::types::SandboxState;
 use crate::causes::in_full;
+use crate::spec::Spec;
 use crate::sys::clock::boot_ms;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,8 +165,8 @@ impl Due {
     fn termination(self, entry: &Entry) -> Termination {
         let (reason, forgotten) = match self {
             Due::Lease => ("its lease ran out", true),
-            Due::Lifetime => ("its lifetime is over", false),
-            Due::Idle => ("nothing was asked of it for its idle timeout", false),
+            Due::Lifetime => ("its lifetime is over", entry.life == Life::Session),
+            Due::Idle => ("nothing was asked of it for its idle timeout", entry.life == Life::Session),
         };
         entry.note("limit-hit", None, Details::default().with("reason", reason));
         if forgotten {

@@ -8,11 +8,11 @@
 use super::SandboxId;
 use super::launch::{self, Ended, LaunchError};
 use super::place::{Place, Site};
-use super::spec::{Degraded, Grade, Spec};
 use crate::api::types::CreateRequest;
 use crate::config::Config;
 use crate::env::Environment;
 use crate::jail::Jail;
+use crate::spec::{Degraded, Grade, Spec};
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
 
@@ -67,12 +67,15 @@ impl Spare {
             }
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
+                    environment: Environment::Host,
                     degraded: Degraded::Refused,
                     timeout: None,
                     output: None,
                     ..spec.clone()
                 };
-                wanted.environment == Environment::Host && fixed(wanted) == fixed(&self.spec)
+                // One with an environment sees other files.
+                let of_host = matches!(wanted.environment, Environment::Host | Environment::Code(_));
+                of_host && fixed(wanted) == fixed(&self.spec)
             }
         }
     }

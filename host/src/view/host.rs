@@ -134,7 +134,8 @@ fn nix_store() -> Vec<Entry> {
     }
     let profile = std::fs::canonicalize("/run/current-system/sw").ok().filter(|path| path.starts_with(store));
     let link = profile.map(|target| Entry::Link { path: "/nix/profile".into(), target });
-    std::iter::once(bind(store)).chain(link).collect()
+    let above = Entry::Folder { path: "/nix".into(), mode: 0o755 };
+    [above, bind(store)].into_iter().chain(link).collect()
 }
 
 #[cfg(test)]
@@ -152,6 +153,26 @@ mod tests {
                     assert!(!from.starts_with(private), "{} is in {private}", from.display());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_folder_above_is_left_to_bubblewrap() {
+        let tree = host_tools("box");
+        let folders: Vec<&Path> = tree
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Folder { path, .. } => Some(path.as_path()),
+                _ => None,
+            })
+            .collect();
+        for entry in &tree {
+            let (Entry::Bind { path, .. } | Entry::Link { path, .. } | Entry::File { path, .. }) = entry
+            else {
+                continue;
+            };
+            let above = path.parent().unwrap();
+            assert!(above == Path::new("/") || folders.contains(&above), "{} is closed", above.display());
         }
     }
 }

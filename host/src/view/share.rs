@@ -1,7 +1,10 @@
 //! Folders and files of the caller that a sandbox is shown, as the command line names them.
 
+use crate::config::Config;
 use firn_protocol::Access;
 use nix::unistd::Uid;
+use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -39,6 +42,14 @@ pub(crate) enum ShareError {
     /// Sharing everything, or what the kernel makes up, shares secrets.
     #[error("{} cannot be shared: it holds more than a sandbox may see", .0.display())]
     TooMuch(PathBuf),
+    /// A sandbox that has it could ask the daemon for anything, or decide what the next daemon does.
+    #[error("{} cannot be shared: it is, holds or lies in {own}, which is firn's own", path.display())]
+    Own {
+        /// What was to be shared.
+        path: PathBuf,
+        /// What is firn's.
+        own: OwnFile,
+    },
     /// Root's helpers have no capability, so to them other people's files are what they are to
     /// everybody.
     #[error(
@@ -68,6 +79,49 @@ pub(crate) enum ShareError {
     /// Two shares at one place.
     #[error("two shares at {}", .0.display())]
     Twice(PathBuf),
+}
+
+/// What firn has for itself on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnFile {
+    name: &'static str,
+    path: PathBuf,
+}
+
+impl fmt::Display for OwnFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.path.display())
+    }
+}
+
+/// What no sandbox may have, to read or to write: a socket can be connected to wherever it can be seen. And
+/// what it may have to read only, if it is told so with `access`.
+fn own_files(config: &Config, access: Access) -> Vec<OwnFile> {
+    let own = |name, path: &Path| OwnFile { name, path: path.to_owned() };
+    let mut files = vec![
+        own("the daemon's socket", &config.socket),
+        own("the runtime folder", &config.runtime_dir),
+        own("the state folder", &config.state_dir),
+    ];
+    if access == Access::ReadWrite {
+        files.extend(config.file.iter().map(|file| own("the configuration file", file)));
+        files.push(own("the folder of guest images", &config.cache_dir));
+    }
+    files
+}
+
+/// Which file it is, whatever its path.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// The file itself, if it is there, and all folders through which its path leads, links and what they lead
+/// to alike: whoever may write to one of them can put another in its place.
+fn with_folders(path: &Path) -> BTreeSet<FileId> {
+    let there = path.ancestors().filter_map(|part| std::fs::canonicalize(part).ok());
+    there.flat_map(|part| part.ancestors().filter_map(file_id).collect::<Vec<_>>()).collect()
 }
 
 /// Splits `:ro` or `:rw` off the end.
@@ -117,6 +171,19 @@ impl Share {
         let (host, target) =
             (self.host.strip_prefix(&other.host).ok()?, self.target.strip_prefix(&other.target).ok()?);
         (host == target && !host.as_os_str().is_empty()).then_some(host)
+    }
+
+    /// Refuses what is firn's own, what is in it, and what it is in.
+    pub(crate) fn check_apart(&self, config: &Config) -> Result<(), ShareError> {
+        let (share, within) = (file_id(&self.host), with_folders(&self.host));
+        let overlaps = |own: &OwnFile| {
+            let holds = share.is_some_and(|share| with_folders(&own.path).contains(&share));
+            holds || file_id(&own.path).is_some_and(|own| within.contains(&own))
+        };
+        match own_files(config, self.access).into_iter().find(overlaps) {
+            Some(own) => Err(ShareError::Own { path: self.host.clone(), own }),
+            None => Ok(()),
+        }
     }
 
     /// Refuses two shares at the same place.
@@ -255,6 +322,51 @@ mod tests {
         assert_eq!(share("/h/a", "/data").part_of(&outer), None);
         assert_eq!(share("/ha", "/workspacea").part_of(&outer), None);
         assert_eq!(outer.part_of(&outer), None);
+    }
+
+    #[test]
+    fn what_is_firns_own_is_not_shared() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        for folder in ["home/state/logs", "home/project", "home/conf", "run/sandboxes", "elsewhere", "cache"]
+        {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::fs::write(at("elsewhere/firn.toml"), "").unwrap();
+        symlink(at("elsewhere/firn.toml"), at("home/conf/config.toml")).unwrap();
+        symlink(at("home/state"), at("state-link")).unwrap();
+        let mut config = Config::read().unwrap();
+        config.runtime_dir = at("run");
+        config.socket = at("run/firn.sock");
+        config.state_dir = at("state-link");
+        config.cache_dir = at("cache");
+        config.file = Some(at("home/conf/config.toml"));
+        let refused = |path: &str, access| {
+            let share = Share::workspace(&at(path), access, "/workspace").unwrap();
+            match share.check_apart(&config) {
+                Ok(()) => None,
+                Err(ShareError::Own { own, .. }) => Some(own.name),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            for path in ["", "home", "home/state", "home/state/logs", "state-link", "state-link/logs"] {
+                assert!(refused(path, access).is_some(), "{path:?} {access:?}");
+            }
+            assert_eq!(refused("run/sandboxes", access), Some("the runtime folder"));
+            assert_eq!(refused("run", access), Some("the daemon's socket"));
+            assert_eq!(refused("home/project", access), None);
+        }
+        // Who may write there decides what the configuration is, be it a link or not.
+        for path in ["home/conf", "elsewhere", "cache"] {
+            assert!(refused(path, Access::ReadWrite).is_some(), "{path}");
+            assert_eq!(refused(path, Access::ReadOnly), None, "{path}");
+        }
+        // What is not there yet can be put there.
+        config.file = Some(at("home/project/firn/config.toml"));
+        let share = Share::workspace(&at("home/project"), Access::ReadWrite, "/workspace").unwrap();
+        assert!(share.check_apart(&config).is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(crate) mod image;
 pub(crate) mod vmm;
 
 use crate::guest::{Connection, Dialer, GuestError, vsock};
-use crate::sandbox::Spec;
+use crate::spec::Spec;
 use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;
 use crate::sys::limits::Cpus;

@@ -15,7 +15,7 @@ pub(crate) struct Floor(Start);
 impl Floor {
     /// Of the jails that firn makes there.
     pub(crate) fn of(host: &Host) -> Floor {
-        Floor(Start::of(host, &["--isolation", "jail", "--", "true"], "agent"))
+        Floor(Start::of(host, &["--", "true"], "agent"))
     }
 
     /// Starts `command` under it.

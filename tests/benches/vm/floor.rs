@@ -190,6 +190,8 @@ fn qemu(vmm: &Process, dir: &Path) -> (Vec<String>, String) {
             "-chardev" | "-device" if value.contains("vsock") || value.contains("id=monitor") => continue,
             "-kernel" => kernel.display().to_string(),
             "-initrd" => initrd.display().to_string(),
+            // firn listens to it on a socket that it hands over.
+            "-chardev" if value.contains("id=console") => "stdio,id=console,signal=off".to_owned(),
             "-chardev" => match value.split_once(",path=") {
                 Some((chardev, _)) => format!("{chardev},path={}", dir.join("base").display()),
                 None => value.to_owned(),

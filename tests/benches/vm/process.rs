@@ -1,6 +1,6 @@
-//! Processes of a sandbox: all that descend from the `firn` that runs it.
+//! Processes of a sandbox, of the daemon and of its clients: all that descend from the benchmark, which
+//! inherits whatever loses its parent.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -24,8 +24,16 @@ impl Process {
 
     /// The name of its program.
     pub(crate) fn name(&self) -> &str {
+        if self.is_daemon() {
+            return "firn daemon";
+        }
         let program = self.argv.first().map_or("", String::as_str);
         program.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// Whether it is firn's daemon.
+    pub(crate) fn is_daemon(&self) -> bool {
+        matches!(&self.argv[..], [program, verb, ..] if program.ends_with("/firn") && verb == "daemon")
     }
 
     /// A file it has open, by its descriptor.
@@ -55,20 +63,16 @@ impl Process {
     }
 }
 
-/// `root` and all that descend from it, parents first.
-pub(crate) fn tree(root: u32) -> Vec<Process> {
-    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").expect("reads /proc").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        // The name, in parentheses, may hold anything; the parent is the second field after it.
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-        children.entry(parent.unwrap_or(0)).or_default().push(pid);
-    }
-    let (mut found, mut waiting) = (Vec::new(), vec![root]);
-    while let Some(pid) = waiting.pop() {
-        found.extend(Process::read(pid));
-        waiting.extend(children.get(&pid).into_iter().flatten());
-    }
-    found
+/// Makes the benchmark inherit what loses its parent. Helpers belong to nobody, not even to the daemon.
+pub(crate) fn inherit() {
+    nix::sys::prctl::set_child_subreaper(true).expect("inherits");
+}
+
+/// All that descend from the benchmark.
+pub(crate) fn all() -> Vec<Process> {
+    let alive = firn_tests::descendants().into_iter().filter(|process| !process.line.is_empty());
+    alive
+        .filter_map(|process| Process::read(process.pid))
+        .filter(|process| !process.argv.is_empty())
+        .collect()
 }

@@ -69,36 +69,74 @@ pub(crate) struct Line {
     pub(crate) unit: &'static str,
     pub(crate) firn: Series,
     pub(crate) floor: Option<Series>,
-    pub(crate) ratio: Option<Series>,
-    /// For the median of the ratio where there is one, else for firn's own median.
+    pub(crate) compared: Option<(Comparison, Series)>,
+    /// For the median of the comparison where there is one, else for firn's own median.
     pub(crate) target: Option<Target>,
 }
 
+/// How firn's figure is compared with its floor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// Divided by it.
+    Ratio,
+    /// Less it.
+    Difference,
+}
+
+impl Comparison {
+    fn of(self, firn: f64, floor: f64) -> f64 {
+        match self {
+            Comparison::Ratio => firn / floor,
+            Comparison::Difference => firn - floor,
+        }
+    }
+
+    /// Before the figures, so that one is not taken for the other.
+    fn sign(self) -> &'static str {
+        match self {
+            Comparison::Ratio => "× ",
+            Comparison::Difference => "+ ",
+        }
+    }
+}
+
 impl Line {
-    /// Pairs of firn's figure and the floor's, taken one after the other.
+    /// Pairs of firn's figure and the floor's, taken one after the other; the target is for their ratio.
     pub(crate) fn pairs(name: &str, unit: &'static str, pairs: &[(f64, f64)], target: Target) -> Line {
+        Line::compared(name, unit, pairs, Comparison::Ratio, Some(target))
+    }
+
+    /// The same, however they are compared.
+    pub(crate) fn compared(
+        name: &str,
+        unit: &'static str,
+        pairs: &[(f64, f64)],
+        comparison: Comparison,
+        target: Option<Target>,
+    ) -> Line {
+        let compared = pairs.iter().map(|(firn, floor)| comparison.of(*firn, *floor));
         Line {
             name: name.to_owned(),
             unit,
             firn: Series::new(pairs.iter().map(|pair| pair.0).collect()),
             floor: Some(Series::new(pairs.iter().map(|pair| pair.1).collect())),
-            ratio: Some(Series::new(pairs.iter().map(|pair| pair.0 / pair.1).collect())),
-            target: Some(target),
+            compared: Some((comparison, Series::new(compared.collect()))),
+            target,
         }
     }
 
     /// A figure without a floor.
     pub(crate) fn alone(name: &str, unit: &'static str, figures: Vec<f64>, target: Option<Target>) -> Line {
-        Line { name: name.to_owned(), unit, firn: Series::new(figures), floor: None, ratio: None, target }
+        Line { name: name.to_owned(), unit, firn: Series::new(figures), floor: None, compared: None, target }
     }
 
     fn met(&self) -> Option<bool> {
-        let decisive = self.ratio.as_ref().unwrap_or(&self.firn).median();
+        let decisive = self.compared.as_ref().map_or(&self.firn, |(_, series)| series).median();
         self.target.map(|target| target.met(decisive))
     }
 
     fn verdict(&self) -> String {
-        let digits = if self.ratio.is_some() { 2 } else { 1 };
+        let digits = if self.compared.is_some() { 2 } else { 1 };
         match (self.target, self.met()) {
             (Some(target), Some(true)) => format!("{}  met", target.show(digits)),
             (Some(target), _) => format!("{}  MISSED", target.show(digits)),
@@ -116,11 +154,14 @@ pub(crate) fn table(about: &[(&str, String)], lines: &[Line]) -> String {
             format!("{}, {}", line.name, line.unit),
             line.firn.show(digits),
             line.floor.as_ref().map(|floor| floor.show(digits)).unwrap_or_default(),
-            line.ratio.as_ref().map(|ratio| ratio.show(2)).unwrap_or_default(),
+            line.compared
+                .as_ref()
+                .map(|(comparison, series)| format!("{}{}", comparison.sign(), series.show(2)))
+                .unwrap_or_default(),
             line.verdict(),
         ]
     });
-    let head = ["min / median / max", "firn", "floor", "ratio", "target"].map(str::to_owned);
+    let head = ["min / median / max", "firn", "floor", "firn to floor", "target"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths = [0, 1, 2, 3, 4].map(width);
@@ -140,12 +181,14 @@ pub(crate) fn json(about: &[(&str, String)], lines: &[Line], failures: &[String]
     let lines: Vec<Value> = lines
         .iter()
         .map(|line| {
+            let compared = |which| line.compared.as_ref().filter(|(comparison, _)| *comparison == which);
             json!({
                 "name": line.name,
                 "unit": line.unit,
                 "firn": line.firn.json(),
                 "floor": line.floor.as_ref().map(Series::json),
-                "ratio": line.ratio.as_ref().map(Series::json),
+                "ratio": compared(Comparison::Ratio).map(|(_, series)| series.json()),
+                "difference": compared(Comparison::Difference).map(|(_, series)| series.json()),
                 "target": line.target.map(|target| match target {
                     Target::AtMost(most) => json!({ "at_most": most }),
                     Target::AtLeast(least) => json!({ "at_least": least }),

@@ -20,9 +20,17 @@ pub(crate) struct Sandbox {
     pub(crate) agent: Peer,
 }
 
+/// Waits until nothing is left of any sandbox.
+pub(crate) fn settled(host: &Host) {
+    while !host.sandboxes().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 impl Sandbox {
     /// `firn run` with these arguments. The command must say a line and then not end by itself.
     pub(crate) fn start(host: &Host, args: &[&str]) -> Sandbox {
+        settled(host);
         let mut command = host.run(args).into_command();
         let mut firn = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts firn");
         let said = firn.stdout.take().map(BufReader::new);
@@ -44,9 +52,10 @@ impl Sandbox {
         &self.socket
     }
 
-    /// All its processes, `firn` first.
+    /// All its processes, the daemon and its client among them: it is the only sandbox.
+    #[expect(clippy::unused_self, reason = "there has to be one")]
     pub(crate) fn processes(&self) -> Vec<Process> {
-        process::tree(self.firn.id())
+        process::all()
     }
 
     /// What a command in it says.

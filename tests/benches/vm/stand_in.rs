@@ -62,6 +62,10 @@ fn write_down() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let list = args.iter().position(|arg| arg == "--args").expect("a list of arguments");
     let mut all: Vec<String> = args[..list].to_vec();
+    // Where it would say what became of the command: nobody listens to a floor.
+    if let Some(status) = all.iter().position(|arg| arg == "--json-status-fd") {
+        all.drain(status..status + 2);
+    }
     let more = String::from_utf8(contents(&args[list + 1])).expect("paths are UTF-8 here");
     all.extend(more.split_terminator('\0').map(str::to_owned));
     let mut files = Vec::new();
@@ -80,7 +84,8 @@ fn write_down() -> ExitCode {
 }
 
 impl Start {
-    /// Of `program` (its file's name, or `agent`), when firn is run with these arguments.
+    /// Of `program` (its file's name, or `agent`), when firn is run with these arguments. No daemon may run
+    /// there yet, and none does afterwards: it is the daemon that starts bubblewrap.
     pub(crate) fn of(host: &Host, args: &[&str], program: &str) -> Start {
         let dir = tempfile::Builder::new().prefix("firn-").tempdir_in("/tmp").expect("makes a folder");
         // Whoever firn becomes has to write there.
@@ -88,6 +93,7 @@ impl Start {
         let stand_in = dir.path().join(NAME);
         fs::copy(std::env::current_exe().expect("knows itself"), &stand_in).expect("copies itself");
         let _ = host.run(args).env("FIRN_BWRAP", &stand_in).finish().expect(125);
+        host.stop_daemon();
         let start = fs::read(record(dir.path(), program)).expect("firn has started the stand-in");
         let start: Value = serde_json::from_slice(&start).expect("is our own");
         let list = |value: &Value| value.as_array().expect("is a list").clone();

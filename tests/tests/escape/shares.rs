@@ -43,6 +43,31 @@ fn folder(host: &Host, name: &str) -> PathBuf {
     dir
 }
 
+jail_only!(what_is_firns_own_is_not_shared);
+fn what_is_firns_own_is_not_shared() {
+    let host = Host::of(Grade::Jail);
+    let daemon = host.daemon(None);
+    let above = host.state().parent().unwrap().to_owned();
+    symlink(host.state(), host.work().join("link")).unwrap();
+    let mount = |path: &Path| format!("{}:/data:ro", path.display());
+    let (all, state, logs, runtime) =
+        (mount(&above), mount(&host.state()), mount(&host.state().join("logs")), mount(&host.runtime()));
+    for options in [
+        ["-w", above.to_str().unwrap()],
+        ["-w", "link"],
+        ["--mount", &all],
+        ["--mount", &state],
+        ["--mount", &logs],
+        ["--mount", &runtime],
+    ] {
+        let done = host.sh(&options, "true").finish().expect(2);
+        let said = done.complaints();
+        assert!(said.contains("firn's own") && said.contains("FIRN_STATE_DIR"), "{said}");
+    }
+    let _ = host.sh(&["-w", "."], "true").finish().expect(0);
+    daemon.stop();
+}
+
 /// Ways to change a folder that is the current one. `$OUT` can be written.
 const CHANGES: &[&str] = &[
     "touch new",

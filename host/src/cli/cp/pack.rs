@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::vec;
 
 /// What was to be copied was not, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub(crate) enum PackError {
     /// Neither file, folder nor link.
     #[error("{0:?} is neither a file, a folder nor a link")]
     Special(PathBuf),
+    /// Where it was is not known any more.
+    #[error("{0:?} was moved while it was copied")]
+    Moved(PathBuf),
     /// The archive cannot be sent.
     #[error("cannot send {path:?}")]
     Send {
@@ -64,7 +68,11 @@ pub(super) fn pack(
     if !matches!(kind(&about), SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFLNK) {
         return Err(PackError::Special(source.to_owned()));
     }
-    packing.any(AT_FDCWD, source.as_os_str(), &about, name.as_bytes().to_vec(), source)?;
+    if kind(&about) == SFlag::S_IFDIR {
+        packing.tree(source, &about, name.as_bytes().to_vec())?;
+    } else {
+        packing.leaf(AT_FDCWD, source.as_os_str(), &about, name.as_bytes().to_vec(), source)?;
+    }
     packing
         .archive
         .finish()
@@ -76,14 +84,72 @@ fn kind(about: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT
 }
 
+/// Which file it is, whatever its name.
+fn id(about: &FileStat) -> (u64, u64) {
+    (about.st_dev, about.st_ino)
+}
+
+/// A folder that is being packed.
+struct Level {
+    name: Vec<u8>,
+    path: PathBuf,
+    id: (u64, u64),
+    /// What of it is still to be packed.
+    children: vec::IntoIter<OsString>,
+}
+
 struct Packing<'a, W> {
     archive: Writer<W>,
     left_out: &'a mut dyn FnMut(&OsStr),
 }
 
 impl<W: Write> Packing<'_, W> {
-    /// Packs `file` of the folder `within`.
-    fn any(
+    /// Packs a folder and all that is in it. However deep that is, only the folder that is looked at is open:
+    /// from there it goes up again by `..`, if that still is where it came from.
+    fn tree(&mut self, source: &Path, about: &FileStat, name: Vec<u8>) -> Result<(), PackError> {
+        let mut folder = open_folder(AT_FDCWD, source.as_os_str(), source)?;
+        let mut levels = vec![self.enter(&folder, about, name, source.to_owned())?];
+        while let Some(level) = levels.last_mut() {
+            let Some(child) = level.children.next() else {
+                levels.pop();
+                if let Some(above) = levels.last() {
+                    folder = up(&folder, above)?;
+                }
+                continue;
+            };
+            let path = level.path.join(&child);
+            let about = fstatat(&folder, child.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(failed("look at", &path))?;
+            let name = [level.name.as_slice(), b"/", child.as_bytes()].concat();
+            if kind(&about) == SFlag::S_IFDIR {
+                let below = open_folder(&folder, &child, &path)?;
+                levels.push(self.enter(&below, &about, name, path)?);
+                folder = below;
+            } else {
+                self.leaf(&folder, &child, &about, name, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(
+        &mut self,
+        folder: &OwnedFd,
+        about: &FileStat,
+        name: Vec<u8>,
+        path: PathBuf,
+    ) -> Result<Level, PackError> {
+        if name.len() >= LONGEST_NAME {
+            return Err(PackError::TooLong(path));
+        }
+        self.bare(&entry(name.clone(), Kind::Folder, about), &path)?;
+        let id = id(&fstat(folder).map_err(failed("look at", &path))?);
+        let children = children(folder, &path)?.into_iter();
+        Ok(Level { name, path, id, children })
+    }
+
+    /// Packs `file` of the folder `within`, which is no folder.
+    fn leaf(
         &mut self,
         within: impl AsFd,
         file: &OsStr,
@@ -95,7 +161,6 @@ impl<W: Write> Packing<'_, W> {
             return Err(PackError::TooLong(path.to_owned()));
         }
         match kind(about) {
-            SFlag::S_IFDIR => self.folder(within, file, about, name, path),
             SFlag::S_IFREG => self.file(within, file, name, path),
             SFlag::S_IFLNK => {
                 let target = readlinkat(within, file).map_err(failed("read the link", path))?.into_vec();
@@ -129,27 +194,18 @@ impl<W: Write> Packing<'_, W> {
             None => sent.map_err(|source| PackError::Send { path: path.to_owned(), source }),
         }
     }
+}
 
-    fn folder(
-        &mut self,
-        within: impl AsFd,
-        file: &OsStr,
-        about: &FileStat,
-        name: Vec<u8>,
-        path: &Path,
-    ) -> Result<(), PackError> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let folder = openat(within, file, flags, Mode::empty()).map_err(failed("open the folder", path))?;
-        self.bare(&entry(name.clone(), Kind::Folder, about), path)?;
-        for child in children(&folder, path)? {
-            let path = path.join(&child);
-            let about = fstatat(&folder, child.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(failed("look at", &path))?;
-            let name = [name.as_slice(), b"/", child.as_bytes()].concat();
-            self.any(&folder, &child, &about, name, &path)?;
-        }
-        Ok(())
-    }
+fn open_folder(within: impl AsFd, folder: &OsStr, path: &Path) -> Result<OwnedFd, PackError> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(within, folder, flags, Mode::empty()).map_err(failed("open the folder", path))
+}
+
+/// The folder that `folder` is in, which has to be that of the level `above`.
+fn up(folder: &OwnedFd, above: &Level) -> Result<OwnedFd, PackError> {
+    let parent = open_folder(folder, OsStr::new(".."), &above.path)?;
+    let about = fstat(&parent).map_err(failed("look at", &above.path))?;
+    if id(&about) == above.id { Ok(parent) } else { Err(PackError::Moved(above.path.clone())) }
 }
 
 /// The names in a folder, in order.

@@ -12,11 +12,11 @@
 //! has `"newline": false`.
 
 use super::stdio::Stream;
-use crate::sandbox::protection::Protection;
+use crate::spec::protection::Protection;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use firn_protocol::Exceeded;
+use firn_protocol::{Exceeded, Ran, RunOutcome, Text};
 use serde::Serialize;
 use std::time::SystemTime;
 
@@ -54,6 +54,55 @@ struct Lifecycle<'a> {
     event: &'a str,
 }
 
+/// More of a run of code.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::cli) struct RunReport {
+    /// `ok`, `exception`, `exited`, `killed`, `interrupted`, `timed_out` or `broken`.
+    outcome: RunOutcome,
+    /// Whether what the interpreter knew is lost.
+    state_lost: bool,
+    /// Whether it was lost before this run.
+    state_lost_before: bool,
+    /// The folder in the sandbox that the run left files in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifacts_folder: Option<String>,
+    /// These files.
+    artifacts: Vec<ArtifactReport>,
+}
+
+/// A file that a run has left.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ArtifactReport {
+    name: String,
+    media_type: String,
+    size: u64,
+}
+
+impl From<Ran> for RunReport {
+    fn from(ran: Ran) -> RunReport {
+        let shown = |text: &Text| text.as_os_str().to_string_lossy().into_owned();
+        let artifacts = ran.artifacts;
+        RunReport {
+            outcome: ran.outcome,
+            state_lost: ran.state_lost,
+            state_lost_before: ran.state_lost_before,
+            artifacts_folder: artifacts.as_ref().map(|artifacts| shown(&artifacts.folder)),
+            artifacts: artifacts
+                .map(|artifacts| artifacts.files)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|file| ArtifactReport {
+                    name: shown(&file.name),
+                    media_type: file.media_type,
+                    size: file.size,
+                })
+                .collect(),
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -76,6 +125,9 @@ pub(in crate::cli) struct Outcome {
     pub(in crate::cli) output_bytes: u64,
     /// Limits that it ran into: `memory`, `processes`.
     pub(in crate::cli) exceeded: Vec<Exceeded>,
+    /// More of a run of code.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(in crate::cli) run: Option<RunReport>,
     /// What was asked for and what was given: `isolation`, `network` and `limits`. Absent when
     /// nothing was.
     #[serde(flatten)]
@@ -86,6 +138,7 @@ impl Outcome {
     /// The outcome when firn or the sandbox failed, so that a reader always gets a result.
     pub(in crate::cli) fn failed(code: u8, error: String) -> Outcome {
         Outcome {
+            run: None,
             exit_code: i32::from(code),
             signal: None,
             timed_out: false,
@@ -182,11 +235,11 @@ fn take_line(kept: &mut Vec<u8>) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::env::Environment;
-    use crate::sandbox::protection::Isolation;
-    use crate::sandbox::spec::{Degraded, Grade};
-    use crate::sandbox::{Size, Spec};
+    use crate::spec::protection::Accelerator;
+    use crate::spec::protection::Isolation;
+    use crate::spec::{Degraded, Grade};
+    use crate::spec::{Size, Spec};
     use crate::sys::limits::Mechanisms;
-    use crate::vm::vmm::Accelerator;
     use proptest::prelude::*;
     use serde_json::Value;
     use std::time::Duration;
@@ -231,6 +284,7 @@ mod tests {
 
     fn outcome() -> Outcome {
         Outcome {
+            run: None,
             exit_code: 0,
             signal: None,
             timed_out: false,

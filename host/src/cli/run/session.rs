@@ -3,19 +3,21 @@
 
 use super::super::exit::{self, Failed};
 use super::super::output::Output;
-use super::events::{Events, Outcome};
+use super::events::{Events, Outcome, RunReport};
 use super::keys::{Keys, Typed};
 use super::signals::{Received, Signals};
 use super::stdio::{ReaderGone, Sinks, Stream};
 use crate::api::client::ClientError;
 use crate::api::stream::{CommandStream, StreamEvent};
 use crate::api::types::{Notice, SandboxInfo};
-use crate::sandbox::Size;
-use crate::sandbox::protection::{Protection, milliseconds};
+use crate::causes::in_full;
+use crate::spec::Size;
+use crate::spec::protection::{Protection, milliseconds};
 use crate::sys::terminal::{self, RawMode};
 use bytes::{Bytes, BytesMut};
 use firn_protocol::{
-    EndedBy, Exceeded, ExitStatus, Exited, Input, NotStarted, NotStartedReason, TerminalSize,
+    EndedBy, Exceeded, ExitStatus, Exited, Input, NotStarted, NotStartedReason, OutputCap, Ran, RunOutcome,
+    TerminalSize,
 };
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
@@ -43,6 +45,8 @@ pub(in crate::cli) struct Terms<'a> {
     pub(in crate::cli) tty: bool,
     /// Whether a sandbox comes up and ends with it.
     pub(in crate::cli) own_sandbox: bool,
+    /// Whether it is code in an interpreter.
+    pub(in crate::cli) code: bool,
     /// Whether the keys that leave it alone are listened for.
     pub(in crate::cli) keys: Keys,
     /// When it is killed.
@@ -56,6 +60,7 @@ pub(in crate::cli) struct Terms<'a> {
 /// How the command ended.
 enum End {
     Exited(Box<Exited>),
+    Ran(Box<Ran>),
     NotStarted(NotStarted),
     /// It did not, in time, and the daemon has ended it.
     TimedOut,
@@ -115,6 +120,21 @@ fn millis(duration: Duration) -> String {
     format!("{:.1}", duration.as_secs_f64() * 1000.0)
 }
 
+/// Has `work` say what happens as events, if that was asked for. The last of them is a result, whatever
+/// happens.
+pub(in crate::cli) fn report(
+    json: bool,
+    output: &mut Output,
+    work: impl FnOnce(&mut Output, &mut Option<Events>) -> Result<u8, Failed>,
+) -> Result<u8, Failed> {
+    let mut events = json.then(Events::default);
+    let result = work(output, &mut events);
+    if let (Some(events), Err(failed)) = (&mut events, &result) {
+        output.stdout(&events.finish(&Outcome::failed(failed.code(), in_full(failed))))?;
+    }
+    result
+}
+
 /// Connects our streams with a command, until it is over.
 pub(in crate::cli) async fn conduct(
     asked: impl Future<Output = Result<CommandStream, ClientError>>,
@@ -172,7 +192,9 @@ pub(in crate::cli) async fn conduct(
             Err(failed)
         }
     };
-    if let (Some(events), Ok((_, outcome))) = (events, &concluded) {
+    if let Ok((_, outcome)) = &concluded
+        && let Some(mut events) = events.take()
+    {
         let last = events.finish(outcome);
         let _ = sinks.write(Stream::Stdout, &last).await;
     }
@@ -252,12 +274,23 @@ async fn last_words(
 /// What a notice says if it is the last one.
 fn last(notice: Notice, terms: &Terms<'_>, output: &mut Output) -> Result<Option<Last>, Failed> {
     match notice {
-        Notice::Progress { .. } | Notice::Sandbox { .. } => Ok(None),
+        Notice::Progress { phase } => {
+            output.doing(&phase);
+            Ok(None)
+        }
+        Notice::Session { session, created } => {
+            if terms.verbose && created {
+                output.note(&format!("session {}: made in sandbox {}", session.name, session.sandbox));
+            }
+            Ok(None)
+        }
+        Notice::Sandbox { .. } => Ok(None),
         Notice::Ended { exceeded, timed_out, protection } => {
             Ok(Some(Last { exceeded, timed_out, protection, detached: None }))
         }
         Notice::Detached { command } => Ok(Some(Last { detached: Some(command), ..Last::default() })),
         Notice::Failed { refusal, console } => {
+            output.clear();
             terminal::restore();
             tell_console(terms, console.as_deref(), output);
             Err(ClientError::Refused(refusal).into())
@@ -329,17 +362,22 @@ async fn pump(
             event = running.next(), if waiting.is_none() => {
                 match event? {
                     StreamEvent::Started => {
+                        output.clear();
                         waiting = events.as_mut().map(|events| (Stream::Stdout, events.started()));
                     }
-                    StreamEvent::StdinRoom => {}
+                    // The end says so too.
+                    StreamEvent::StdinRoom | StreamEvent::Cut => {}
                     StreamEvent::Skipped(bytes) => {
                         output.note(&format!("{bytes} bytes of output are left out: they are not kept any more"));
                     }
                     StreamEvent::Stdout(_) | StreamEvent::Stderr(_) if reader_gone => {}
-                    StreamEvent::Exited(_) if reader_gone => return Ok((End::ReaderGone, None)),
+                    StreamEvent::Exited(_) | StreamEvent::Ran(_) if reader_gone => {
+                        return Ok((End::ReaderGone, None));
+                    }
                     StreamEvent::Stdout(chunk) => arrived = allowed(&mut allowance, Stream::Stdout, chunk),
                     StreamEvent::Stderr(chunk) => arrived = allowed(&mut allowance, Stream::Stderr, chunk),
                     StreamEvent::Exited(exited) => return Ok((End::Exited(exited), None)),
+                    StreamEvent::Ran(ran) => return Ok((End::Ran(ran), None)),
                     StreamEvent::NotStarted(reason) => return Ok((End::NotStarted(reason), None)),
                     StreamEvent::Notice(notice) => match last(notice, terms, output)? {
                         None => {}
@@ -372,7 +410,11 @@ async fn pump(
                     if urgent > INTERRUPTS {
                         return Err(Failed::Signal(signal));
                     }
-                    running.send(&Input::Signal { signal })?;
+                    running.send(&match terms.code {
+                        // Its session goes on.
+                        true => Input::Cancel,
+                        false => Input::Signal { signal },
+                    })?;
                 }
             },
             () = too_late => return Ok((End::ReaderGone, Some(Last::default()))),
@@ -412,7 +454,7 @@ fn conclude(
     let protection =
         protection.map(|protection| *protection).or_else(|| sandbox.and_then(|it| it.protection.clone()));
     if let (true, Some(sandbox), Some(protection)) = (terms.verbose, sandbox, &protection) {
-        report(sandbox, protection, output);
+        describe(sandbox, protection, output);
     }
     let timeout = terms.timeout.or_else(|| protection.as_ref().and_then(Protection::time));
     let mut outcome = Outcome {
@@ -424,6 +466,7 @@ fn conclude(
         truncated: false,
         output_bytes: 0,
         exceeded: Vec::new(),
+        run: None,
         protection,
     };
     let code = match end {
@@ -444,6 +487,18 @@ fn conclude(
                 (_, ExitStatus::Code(code)) => u8::try_from(code).unwrap_or(u8::MAX),
                 (_, ExitStatus::Signal(signal)) => exit::signalled(signal),
             }
+        }
+        End::Ran(ran) => {
+            outcome.duration_ms = ran.duration_us / 1000;
+            outcome.timed_out = ran.outcome == RunOutcome::TimedOut;
+            outcome.output_bytes = ran.stdout_bytes.saturating_add(ran.stderr_bytes);
+            outcome.truncated = ran.truncated.is_some();
+            outcome.exit_code = ran.exit_code;
+            outcome.exceeded = exceeded;
+            tell_run(&ran, timeout, output);
+            let code = u8::try_from(ran.exit_code).unwrap_or(u8::MAX);
+            outcome.run = Some(RunReport::from(*ran));
+            code
         }
         End::NotStarted(reason) => {
             let code = match reason.reason {
@@ -500,8 +555,37 @@ fn timed_out(timeout: Option<Duration>, output: &mut Output) -> u8 {
     exit::TIMEOUT
 }
 
+/// Says what its output does not say of a run.
+fn tell_run(ran: &Ran, timeout: Option<Duration>, output: &mut Output) {
+    match ran.outcome {
+        RunOutcome::TimedOut => {
+            let timeout = timeout.unwrap_or_default();
+            output.note(&format!("interrupted: timeout {}", humantime::format_duration(timeout)));
+        }
+        RunOutcome::Killed { signal } => {
+            output.note(&format!("the interpreter was killed by signal {signal}"))
+        }
+        RunOutcome::Broken => output.note("the interpreter did not answer and was killed"),
+        RunOutcome::Ok | RunOutcome::Exception | RunOutcome::Exited { .. } | RunOutcome::Interrupted => {}
+    }
+    if ran.state_lost_before {
+        output.note("the interpreter had ended before this run: what it knew is lost");
+    }
+    if ran.state_lost {
+        output.note("the interpreter has ended: what it knew is lost, and the next run finds a new one");
+    }
+    if let Some(cap) = ran.truncated {
+        let written = ran.stdout_bytes.saturating_add(ran.stderr_bytes);
+        let whose = match cap {
+            OutputCap::Run => "",
+            OutputCap::Session => " of the session",
+        };
+        output.note(&format!("output limit{whose}: a part of {written} bytes was dropped"));
+    }
+}
+
 /// What the sandbox was.
-fn report(sandbox: &SandboxInfo, protection: &Protection, output: &mut Output) {
+fn describe(sandbox: &SandboxInfo, protection: &Protection, output: &mut Output) {
     let group = sandbox.cgroup.as_deref().unwrap_or("none (no control group can be made here)");
     let id = &sandbox.session_id;
     output.note(&format!("sandbox {id}: {}; control group {group}", protection.describe()));

@@ -119,7 +119,7 @@ async fn transferred(way: Way, wire: &[Vec<u8>]) -> Result<(), GuestError> {
             }
             match transfer.next().await? {
                 TransferEvent::Chunk(_) | TransferEvent::Room => {}
-                TransferEvent::Read | TransferEvent::Archived(_) => return Ok(()),
+                TransferEvent::Read | TransferEvent::Archived { .. } => return Ok(()),
             }
         }
     })

@@ -1,4 +1,4 @@
-//! Kept commands, lists, and connections that are taken over: what an agent may say, and what it must not.
+//! Kept commands and lists: what an agent may say, and what it must not.
 
 use super::*;
 use firn_protocol::{
@@ -59,7 +59,6 @@ async fn attaching(wire: &[Vec<u8>]) -> Result<(), GuestError> {
             match running.next().await? {
                 ExecEvent::Exited(_) => return Ok(()),
                 ExecEvent::NotStarted(reason) => return is_harmless(&reason.message),
-                ExecEvent::Other(_) => panic!("an agent has no events of its own"),
                 _ => {}
             }
         }
@@ -153,7 +152,6 @@ async fn an_agent_that_cannot_is_not_asked() {
     against(&[hello(PROTOCOL_VERSION)], async |stream| {
         let mut connection = Connection::establish(stream).await.unwrap();
         assert!(lacks(connection.commands().await.unwrap_err()));
-        assert!(lacks(connection.forget(1).await.unwrap_err()));
         assert!(lacks(connection.processes().await.unwrap_err()));
     })
     .await;
@@ -251,76 +249,17 @@ async fn a_list_of_processes_is_bounded_and_fit_to_be_shown() {
 #[tokio::test(start_paused = true)]
 async fn simple_questions_have_simple_answers() {
     let pong = json(Kind::Reply, 1, &json!({"type": "pong"}));
-    let forgotten = json(Kind::Reply, 2, &json!({"type": "forgotten"}));
-    let unknown =
-        json(Kind::Reply, 3, &json!({"type": "error", "code": "not_found", "message": "no such command"}));
-    let stats = json!({"type": "stats", "uptime_ms": 1, "memory_total_bytes": 2, "memory_available_bytes": 3,
-                       "agent_rss_bytes": 4, "commands": 5});
-    let stats = json(Kind::Reply, 4, &stats);
-    against(&[able(), pong, forgotten, unknown, stats], async |stream| {
+    let failed = json(Kind::Reply, 2, &json!({"type": "error", "code": "failed", "message": "not now"}));
+    against(&[able(), pong, failed], async |stream| {
         let mut connection = Connection::establish(stream).await.unwrap();
         connection.ping().await.unwrap();
-        connection.forget(1).await.unwrap();
-        let refused = connection.forget(1).await.unwrap_err();
+        let refused = connection.commands().await.unwrap_err();
         let GuestError::Refused { failure, .. } = refused else { panic!("{refused}") };
-        assert_eq!(failure.code, FailureCode::NotFound);
-        assert_eq!(connection.stats().await.unwrap().commands, 5);
+        assert_eq!(failure.code, FailureCode::Failed);
         // And none is waited for for ever.
         assert_eq!(verdict(&connection.ping().await), Silent);
     })
     .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_connection_is_taken_over_in_the_middle() {
-    let wire = [
-        event(0, &json!({"type": "sandbox_ready"})),
-        started(1),
-        raw(Kind::Stdout, 1, b"output"),
-        raw(Kind::Event, 0, b"anything"),
-        code_0(),
-    ];
-    let all = wire.concat();
-    for already in [0, 1, 9, 50, all.len()] {
-        let (already, rest) = all.split_at(already);
-        against(&[rest.to_vec()], async |stream| {
-            let connection = Connection::resume(stream, Bytes::copy_from_slice(already));
-            let mut running = connection.running(1, Stdin::Stream, None);
-            assert_eq!(running.stdin_room(), Some(0));
-            let event = running.next().await.unwrap();
-            assert!(matches!(event, ExecEvent::Other(said) if said.starts_with(b"{\"type\":\"sandbox")));
-            assert!(matches!(running.next().await.unwrap(), ExecEvent::Started));
-            assert_eq!(running.stdin_room(), Some(STDIN_WINDOW as usize));
-            assert!(matches!(running.next().await.unwrap(), ExecEvent::Stdout(_)));
-            assert!(matches!(running.next().await.unwrap(), ExecEvent::Other(said) if said == "anything"));
-            running.send_stdin(Bytes::from_static(b"x")).unwrap();
-            assert!(matches!(running.next().await.unwrap(), ExecEvent::Exited(_)));
-        })
-        .await;
-    }
-    // To what was attached there, likewise.
-    against(&[attached(9, Some(10)), skipped(1), code_0()], async |stream| {
-        let connection = Connection::resume(stream, Bytes::new());
-        let mut running = connection.running(1, Stdin::Stream, None);
-        assert!(matches!(running.next().await.unwrap(), ExecEvent::Attached { from: 9 }));
-        assert_eq!(running.stdin_room(), Some(10));
-        assert!(matches!(running.next().await.unwrap(), ExecEvent::Skipped(1)));
-        assert!(matches!(running.next().await.unwrap(), ExecEvent::Exited(_)));
-    })
-    .await;
-    for wrong in [
-        raw(Kind::Stdout, 0, b"x"),
-        json(Kind::Reply, 0, &json!({"type": "pong"})),
-        event(2, &json!({"type": "stdin_closed"})),
-        raw(Kind::Event, 0, &[b' '; 300_000]),
-    ] {
-        let result = against(&[wrong], async |stream| {
-            let connection = Connection::resume(stream, Bytes::new());
-            connection.running(1, Stdin::Null, None).next().await.map(drop)
-        })
-        .await;
-        assert_eq!(verdict(&result), Unexpected);
-    }
 }
 
 /// Sandboxes may be served by more than one thread.
@@ -330,13 +269,11 @@ fn conversations_may_move_between_threads() {
     let _ = async |mut connection: Connection| {
         moves(&connection);
         moves(&connection.ping());
-        moves(&connection.stats());
         moves(&connection.commands());
-        moves(&connection.forget(1));
         moves(&connection.processes());
         moves(&connection.configure(configure(), PATIENCE));
         moves(&connection.shutdown(PATIENCE));
-        let mut running = connection.running(1, Stdin::Null, None);
+        let mut running = connection.exec(exec()).unwrap();
         moves(&running.next());
         moves(&running);
     };

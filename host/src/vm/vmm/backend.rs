@@ -8,9 +8,10 @@
 
 use super::cloud_hypervisor::CloudHypervisor;
 use super::qemu::{Acceleration, Programs, Qemu};
-use super::{Accelerator, Confinement, KVM, Machine, Vmm, VmmError};
+use super::{Confinement, KVM, Machine, Vmm, VmmError};
 use crate::config::{Config, ConfigError, Program};
-use crate::sandbox::spec::VmmKind;
+use crate::spec::VmmKind;
+use crate::spec::protection::Accelerator;
 use crate::sys::facts::HostFacts;
 use crate::sys::kvm::KvmState;
 use crate::sys::tsc::TscError;

@@ -12,6 +12,7 @@ pub(crate) mod qemu;
 
 pub(crate) use backend::Backend;
 
+use crate::spec::protection::Accelerator;
 use crate::sys::identity::Identity;
 use crate::sys::process::{ProcessError, ProcessId, Role, Station};
 use async_trait::async_trait;
@@ -64,16 +65,6 @@ pub(crate) struct Confinement<'a> {
     pub(crate) station: Station<'a>,
     /// The sandbox's folder of sockets on the host; it is [`SOCKETS`] for the VMM.
     pub(crate) sockets: &'a Path,
-}
-
-/// What runs the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Accelerator {
-    /// The processor, through KVM.
-    Kvm,
-    /// QEMU's translator. Slow, and no security boundary by itself: what holds the guest then is
-    /// the confinement of QEMU.
-    Software,
 }
 
 /// A VMM that could not be started or ended by itself.

@@ -18,7 +18,8 @@ mod events;
 mod contract;
 
 use super::KVM;
-use super::{Accelerator, Confinement, Machine, Remains, SOCKETS, Vmm, VmmError, role};
+use super::{Confinement, Machine, Remains, SOCKETS, Vmm, VmmError, role};
+use crate::spec::protection::Accelerator;
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::identity::Identity;
 use crate::sys::process::{Helper, ProcessError, ProcessId, Role};

@@ -1,7 +1,8 @@
 //! QEMU's monitor, QMP, through the `qapi` crate, whose types are generated from QEMU's schema.
 
-use super::super::{Accelerator, VmmError};
+use super::super::VmmError;
 use super::arguments::FS_QUEUE;
+use crate::spec::protection::Accelerator;
 use crate::sys::socket;
 use futures::StreamExt as _;
 use qapi::futures::{QapiService, QmpStreamTokio};

@@ -1,13 +1,21 @@
 //! What protects the host from a sandbox: as it was asked for, and as it is in force.
 
-use super::spec::Grade;
-use super::{Size, Spec};
+use super::{Grade, Size, Spec};
 use crate::sys::limits::{Mechanism, Mechanisms};
-use crate::vm::vmm::Accelerator;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::time::Duration;
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// The processor, through KVM.
+    Kvm,
+    /// QEMU's translator. Slow, and no security boundary by itself: what holds the guest then is
+    /// the confinement of QEMU.
+    Software,
+}
 
 /// The isolation in force.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,15 @@
 //! What was asked for.
 
-use super::Size;
+pub(crate) mod protection;
+mod size;
+
+pub(crate) use size::Size;
+
 use crate::api::types::{self, CreateRequest};
 use crate::env::{Environment, EnvironmentError, PROJECT, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
-use firn_protocol::Access;
+use firn_protocol::{Access, MAX_CODE};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,6 +168,9 @@ pub(crate) enum SpecError {
         /// What can be done.
         instead: &'static str,
     },
+    /// More than the agent takes.
+    #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
+    Code(usize),
     /// Nothing to run.
     #[error("no CMD: name a command to run, as in `firn run -- CMD`")]
     NoCommand,
@@ -199,14 +206,14 @@ impl Spec {
             Some(name) => Environment::find(name.as_os_str())?,
         };
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
-            Environment::Host => USUAL_MEMORY,
+            Environment::Host | Environment::Code(_) => USUAL_MEMORY,
             Environment::Artifact(artifact) => Size(artifact.memory),
             Environment::Closure(closure) => Size(closure.metadata.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host | Environment::Closure(_) => WORKSPACE,
+                Environment::Host | Environment::Code(_) | Environment::Closure(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
@@ -216,7 +223,7 @@ impl Spec {
             shares.push(Share::mount(host, mount.target.as_path(), mount.access)?);
         }
         let timeout = match &environment {
-            Environment::Host => None,
+            Environment::Host | Environment::Code(_) => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
             Environment::Closure(closure) => Some(closure.metadata.timeout),
         };
@@ -257,18 +264,9 @@ impl Spec {
 
     /// Checks what can be checked without looking at the host.
     pub(crate) fn check(self) -> Result<Spec, SpecError> {
-        let least = match self.grade {
-            Grade::Vm => LEAST_VM_MEMORY,
-            Grade::Jail => LEAST_JAIL_MEMORY,
-        };
-        if !(least..=MOST_MEMORY).contains(&self.memory) {
-            return Err(SpecError::Memory { grade: self.grade.name(), least, asked: self.memory });
-        }
+        check_limits(self.grade, Some(self.memory), Some(self.processes))?;
         if self.disk >= self.memory {
             return Err(SpecError::Disk { disk: self.disk, memory: self.memory });
-        }
-        if !(LEAST_PROCESSES..=MOST_PROCESSES).contains(&self.processes) {
-            return Err(SpecError::Processes(self.processes));
         }
         match (self.grade, self.cpus, self.vmm) {
             (Grade::Vm, Some(cpus), _) => {
@@ -282,6 +280,25 @@ impl Spec {
         }
         Share::check_all(&self.shares)?;
         Ok(self)
+    }
+}
+
+/// Refuses limits that a sandbox cannot have, when it is made or later.
+pub(crate) fn check_limits(
+    grade: Grade,
+    memory: Option<Size>,
+    processes: Option<u64>,
+) -> Result<(), SpecError> {
+    let least = match grade {
+        Grade::Vm => LEAST_VM_MEMORY,
+        Grade::Jail => LEAST_JAIL_MEMORY,
+    };
+    if let Some(asked) = memory.filter(|memory| !(least..=MOST_MEMORY).contains(memory)) {
+        return Err(SpecError::Memory { grade: grade.name(), least, asked });
+    }
+    match processes.filter(|processes| !(LEAST_PROCESSES..=MOST_PROCESSES).contains(processes)) {
+        Some(processes) => Err(SpecError::Processes(processes)),
+        None => Ok(()),
     }
 }
 

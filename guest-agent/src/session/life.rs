@@ -1,0 +1,634 @@
+//! The task of a session: its interpreter and its runs, from the first to the last.
+//!
+//! ```text
+//!   starting ──ready──▶ idle ◀──done── running
+//!      │                 │ ▲              │
+//!      └─failed          │ └──restarted───┴─ the interpreter has ended
+//!                        └─closed─▶ over
+//! ```
+//!
+//! While it is idle it still reads what the interpreter's streams bring, and drops it: what an earlier run
+//! left running does not wait for a reader, and is not taken for the next run's output.
+
+use super::interpreter::{Heard, Interpreter, Outcome, Said};
+use super::run::{Budget, Run, RunStdin};
+use super::{Phase, Session, closed, folder, uptime_ms};
+use crate::agent::Agent;
+use crate::connection::failure;
+use crate::exec::{Ended, Order, Output, not_started};
+use firn_protocol::{Driver, Event, FailureCode, Kind, NotStarted, NotStartedReason, Ran, Reply, RunOutcome};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long an interpreter may take until it takes code.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a supervisor may take to carry out a kill. Longer than it tries by itself.
+const KILL_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long it may take to look at what a run has left.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much of what an interpreter says that does not start is told, in bytes.
+const LAST_WORDS: usize = 400;
+
+/// Output is read so often before reports and clocks have their turn.
+const ROUNDS: usize = 8;
+
+/// Whether the session is there, for who made it.
+pub(super) type Answer = oneshot::Sender<Result<(), NotStarted>>;
+
+/// Lives to its end.
+pub(super) async fn live(agent: &Rc<Agent>, session: &Rc<Session>, answer: Answer) {
+    let mut life = Life { agent, session, interpreter: None, unsaid_loss: false, background: 0 };
+    match life.start().await {
+        Ok(()) => {
+            {
+                let mut state = session.state.borrow_mut();
+                if state.phase == Phase::Starting {
+                    state.phase = Phase::Live;
+                }
+            }
+            let _ = answer.send(Ok(()));
+            life.go_on().await;
+        }
+        Err(not_started) => {
+            let _ = answer.send(Err(not_started));
+        }
+    }
+    // From here on nothing is taken into the queue.
+    session.set_phase(Phase::Closing);
+    life.end().await;
+    let waiting = std::mem::take(&mut session.state.borrow_mut().queue);
+    for run in waiting {
+        run.end(closed(&session.create.session));
+    }
+    let clear = folder::clear(&session.folders, agent);
+    let _ = tokio::time::timeout(FOLDER_PATIENCE, clear).await;
+}
+
+struct Life<'a> {
+    agent: &'a Rc<Agent>,
+    session: &'a Rc<Session>,
+    interpreter: Option<Interpreter>,
+    /// The interpreter has ended between two runs, and nobody has been told.
+    unsaid_loss: bool,
+    /// What was written since the last run.
+    background: u64,
+}
+
+/// How a run ended.
+enum End {
+    Said { outcome: Outcome, code: i32, files: bool },
+    Ended(Ended),
+}
+
+/// Who wants a run to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Interrupt,
+    Timeout,
+    Closing,
+}
+
+/// What has been done about that.
+struct Pressure {
+    cause: Cause,
+    /// The last signal that was sent.
+    signal: i32,
+    grace: Duration,
+    /// When there is the next.
+    next: Instant,
+}
+
+impl Life<'_> {
+    async fn start(&mut self) -> Result<(), NotStarted> {
+        let mut interpreter = Interpreter::start(self.agent, &self.session.create)?;
+        let mut words = Vec::new();
+        let deadline = Instant::now() + START_PATIENCE;
+        let reason = NotStartedReason::Other;
+        let message = loop {
+            if self.session.is_closing() {
+                break "the session was closed".to_owned();
+            }
+            let heard = poll_fn(|cx| {
+                listen(&mut interpreter.outputs, cx, &mut words);
+                interpreter.poll_heard(cx)
+            });
+            tokio::select! {
+                heard = heard => match heard {
+                    Heard::Said(Said::Ready) => {
+                        drop_waiting(&mut interpreter.outputs);
+                        self.session.state.borrow_mut().pid = Some(interpreter.pid);
+                        self.interpreter = Some(interpreter);
+                        return Ok(());
+                    }
+                    Heard::Said(_) => {}
+                    Heard::Failed(failure) => return Err(not_started(failure)),
+                    Heard::Vanished => {
+                        interpreter.end_strays().await;
+                        return Err(NotStarted { reason, message: "its supervisor was killed".into() });
+                    }
+                    Heard::Ended(ended) => {
+                        interpreter.outputs.iter_mut().flatten().for_each(Output::command_over);
+                        poll_fn(|cx| { listen(&mut interpreter.outputs, cx, &mut words); Poll::Ready(()) }).await;
+                        let words = String::from_utf8_lossy(&words);
+                        let how = if libc::WIFSIGNALED(ended.status) {
+                            format!("signal {}", libc::WTERMSIG(ended.status))
+                        } else {
+                            format!("exit code {}", libc::WEXITSTATUS(ended.status))
+                        };
+                        let message =
+                            format!("the interpreter ended before it took code, with {how}: {}", words.trim());
+                        return Err(NotStarted { reason, message });
+                    }
+                },
+                () = self.session.work.notified() => {}
+                () = tokio::time::sleep_until(deadline) => {
+                    break format!("the interpreter did not take code within {} s", START_PATIENCE.as_secs());
+                }
+            }
+        };
+        self.interpreter = Some(interpreter);
+        self.end().await;
+        Err(NotStarted { reason, message })
+    }
+
+    /// One run after the other, until the session is closed.
+    async fn go_on(&mut self) {
+        loop {
+            if self.session.is_closing() || self.agent.is_shutting_down() {
+                return;
+            }
+            let next = self.session.state.borrow_mut().queue.pop_front();
+            match next {
+                Some(run) => Box::pin(self.run(&run)).await,
+                None => self.idle().await,
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    async fn idle(&mut self) {
+        let Some(interpreter) = &mut self.interpreter else {
+            self.session.work.notified().await;
+            return;
+        };
+        let background = &mut self.background;
+        let heard = poll_fn(|cx| {
+            *background += discard(&mut interpreter.outputs, cx);
+            interpreter.poll_heard(cx)
+        });
+        tokio::select! {
+            heard = heard => match heard {
+                // Nothing is awaited of it.
+                Heard::Said(_) => {}
+                Heard::Ended(_) | Heard::Failed(_) => self.lose(),
+                Heard::Vanished => {
+                    interpreter.end_strays().await;
+                    self.lose();
+                }
+            },
+            () = self.session.work.notified() => {}
+        }
+    }
+
+    /// The interpreter has ended by itself, between two runs.
+    fn lose(&mut self) {
+        self.interpreter = None;
+        self.unsaid_loss = true;
+        let mut state = self.session.state.borrow_mut();
+        state.pid = None;
+    }
+
+    /// Ends the interpreter.
+    async fn end(&mut self) {
+        let Some(mut interpreter) = self.interpreter.take() else { return };
+        self.session.state.borrow_mut().pid = None;
+        interpreter.order(Order::Kill);
+        let mut patience = Some(Instant::now() + KILL_PATIENCE);
+        loop {
+            let heard = poll_fn(|cx| {
+                discard(&mut interpreter.outputs, cx);
+                interpreter.poll_heard(cx)
+            });
+            tokio::select! {
+                heard = heard => match heard {
+                    Heard::Said(_) => {}
+                    Heard::Ended(_) | Heard::Failed(_) => return,
+                    Heard::Vanished => return interpreter.end_strays().await,
+                },
+                () = until(patience) => {
+                    patience = None;
+                    interpreter.kill_supervisor();
+                }
+            }
+        }
+    }
+
+    /// Waits until the interpreter is done with the last run, and looks whether it has ended: that would be
+    /// taken for the next run's doing.
+    async fn settle(&mut self) {
+        loop {
+            let Some(interpreter) = &mut self.interpreter else { return };
+            match now(interpreter).await {
+                Some(Heard::Said(_)) => {}
+                Some(Heard::Ended(_) | Heard::Failed(_) | Heard::Vanished) => return self.lose(),
+                None if interpreter.is_ready() || self.session.is_closing() => return,
+                None => self.idle().await,
+            }
+        }
+    }
+
+    /// Does a run.
+    async fn run(&mut self, run: &Rc<Run>) {
+        self.session.state.borrow_mut().current = Some(Rc::clone(run));
+        let result = self.carry_out(run).await;
+        {
+            let mut state = self.session.state.borrow_mut();
+            state.current = None;
+            state.used_ms = uptime_ms();
+            if let Reply::Ran(ran) = &result {
+                state.last = Some(ran.clone());
+            }
+        }
+        run.end(result);
+        if self.interpreter.is_none() && !self.session.is_closing() && !self.agent.is_shutting_down() {
+            // For the next run, which tries again if it cannot be started now.
+            let _ = self.start_again().await;
+        }
+    }
+
+    async fn start_again(&mut self) -> Result<(), NotStarted> {
+        self.session.state.borrow_mut().restarts += 1;
+        self.background = 0;
+        self.start().await
+    }
+
+    async fn carry_out(&mut self, run: &Rc<Run>) -> Reply {
+        self.settle().await;
+        if self.interpreter.is_none()
+            && let Err(not_started) = self.start_again().await
+        {
+            return Reply::NotStarted(not_started);
+        }
+        let folder = self.session.folders.borrow_mut().open();
+        let folder = match folder {
+            Ok(folder) => folder,
+            Err(errno) => {
+                let message = format!("cannot make a folder for what the run leaves: {}", errno.desc());
+                return failure(FailureCode::Failed, message);
+            }
+        };
+        let Some(interpreter) = &mut self.interpreter else {
+            return failure(FailureCode::Failed, "there is no interpreter".into());
+        };
+        // What is in the pipes now is none of its.
+        let background = std::mem::take(&mut self.background) + drop_waiting(&mut interpreter.outputs);
+        let since = Instant::now();
+        let nul = run.state.borrow().code.iter().position(|byte| *byte == 0);
+        let session_left = {
+            let mut state = self.session.state.borrow_mut();
+            state.runs += 1;
+            state.used_ms = uptime_ms();
+            self.session
+                .create
+                .max_output_bytes
+                .map_or(u64::MAX, |most| most.saturating_sub(state.output_bytes))
+        };
+        run.tell(&Event::RunStarted { run: run.tag.run, pid: interpreter.pid });
+        if let Some(nul) = nul
+            && self.session.create.driver == Driver::Bash
+        {
+            return Reply::Ran(Box::new(without_nul(run, nul, session_left, background)));
+        }
+        {
+            let mut state = run.state.borrow_mut();
+            let code = std::mem::take(&mut state.code);
+            interpreter.begin(run.tag, &code, &folder, state.stdin.as_ref().map(RunStdin::path));
+        }
+        let mut course = Course {
+            session: self.session,
+            run,
+            budget: run.budget(session_left),
+            written: [0; 2],
+            timeout: run.timeout.map(|timeout| since + timeout),
+            pressure: None,
+        };
+        let end = course.follow(interpreter).await;
+        let outputs = &mut interpreter.outputs;
+        outputs.iter_mut().flatten().for_each(Output::command_over);
+        course.pass_rest(outputs).await;
+        outputs.iter_mut().flatten().for_each(Output::go_on);
+        let duration = since.elapsed();
+        let Course { budget, written: [stdout_bytes, stderr_bytes], pressure, .. } = course;
+        let cause = pressure.map(|pressure| pressure.cause);
+        let (outcome, exit_code) = match &end {
+            End::Said { outcome, code, .. } => said_outcome(*outcome, *code, cause),
+            End::Ended(ended) => ended_outcome(ended, interpreter, cause),
+        };
+        let state_lost = matches!(end, End::Ended(_));
+        if state_lost {
+            self.interpreter = None;
+            self.session.state.borrow_mut().pid = None;
+        }
+        let artifacts = match end {
+            End::Said { files: false, .. } => None,
+            End::Said { .. } | End::Ended(_) => {
+                let collect = folder::collect(&self.session.folders, self.agent);
+                tokio::time::timeout(FOLDER_PATIENCE, collect).await.ok().flatten()
+            }
+        };
+        self.session.state.borrow_mut().output_bytes += budget.passed;
+        Reply::Ran(Box::new(Ran {
+            run: run.tag.run,
+            outcome,
+            exit_code,
+            state_lost,
+            state_lost_before: std::mem::take(&mut self.unsaid_loss),
+            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            stdout_bytes,
+            stderr_bytes,
+            truncated: budget.reached(),
+            background_bytes: background,
+            artifacts,
+        }))
+    }
+}
+
+/// A run while it runs.
+struct Course<'a> {
+    session: &'a Rc<Session>,
+    run: &'a Rc<Run>,
+    budget: Budget,
+    written: [u64; 2],
+    timeout: Option<Instant>,
+    pressure: Option<Pressure>,
+}
+
+impl Course<'_> {
+    /// To its end.
+    async fn follow(&mut self, interpreter: &mut Interpreter) -> End {
+        loop {
+            self.obey(interpreter);
+            let deadline = self.pressure.as_ref().map(|pressure| pressure.next).or(self.timeout);
+            let session = self.session;
+            let heard = poll_fn(|cx| self.poll(interpreter, cx));
+            tokio::select! {
+                biased;
+                () = until(deadline) => self.press_on(interpreter),
+                () = session.work.notified() => {}
+                heard = heard => match heard {
+                    Heard::Said(Said::Done { tag, outcome, code, files }) if tag == self.run.tag => {
+                        return End::Said { outcome, code, files };
+                    }
+                    Heard::Said(Said::Begun(tag)) if tag == self.run.tag => self.run.stdin_opened(),
+                    Heard::Said(_) => {}
+                    Heard::Ended(ended) => return End::Ended(ended),
+                    Heard::Failed(_) => return End::Ended(Ended { status: libc::SIGKILL, ..Ended::default() }),
+                    Heard::Vanished => {
+                        interpreter.end_strays().await;
+                        return End::Ended(Ended { status: libc::SIGKILL, ..Ended::default() });
+                    }
+                },
+            }
+        }
+    }
+
+    fn poll(&mut self, interpreter: &mut Interpreter, cx: &mut Context<'_>) -> Poll<Heard> {
+        for _ in 0..ROUNDS {
+            if let Poll::Ready(heard) = interpreter.poll_heard(cx) {
+                return Poll::Ready(heard);
+            }
+            self.run.poll_stdin(cx);
+            if !self.poll_outputs(&mut interpreter.outputs, cx) {
+                return Poll::Pending;
+            }
+        }
+        // Others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_outputs(&mut self, outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        for (slot, written) in outputs.iter_mut().zip(&mut self.written) {
+            let Some(output) = slot else { continue };
+            if !self.run.has_room() {
+                break;
+            }
+            let (kind, chunk) = (output.kind, output.chunk);
+            let read = self.run.add(kind, chunk, &mut self.budget, |room| output.poll_read(cx, room));
+            let Poll::Ready(read) = read else { continue };
+            if read == 0 {
+                *slot = None;
+                continue;
+            }
+            progress = true;
+            *written += read as u64;
+        }
+        progress
+    }
+
+    /// Passes on what was in the pipes when the run ended.
+    async fn pass_rest(&mut self, outputs: &mut [Option<Output>; 2]) {
+        for (output, written) in outputs.iter_mut().flatten().zip(&mut self.written) {
+            loop {
+                if self.run.has_room() {
+                    let (kind, chunk) = (output.kind, output.chunk);
+                    let mut cx = Context::from_waker(std::task::Waker::noop());
+                    let read = |room: &mut [u8]| output.poll_read(&mut cx, room);
+                    let Poll::Ready(read @ 1..) = self.run.add(kind, chunk, &mut self.budget, read) else {
+                        break;
+                    };
+                    *written += read as u64;
+                } else if self.session.is_closing() {
+                    return;
+                } else {
+                    self.session.work.notified().await;
+                }
+            }
+        }
+    }
+
+    /// Does what the host wishes.
+    fn obey(&mut self, interpreter: &Interpreter) {
+        if self.session.is_closing() && self.pressure.as_ref().is_none_or(|by| by.cause != Cause::Closing) {
+            interpreter.order(Order::Kill);
+            let grace = KILL_PATIENCE;
+            let next = Instant::now() + grace;
+            self.pressure = Some(Pressure { cause: Cause::Closing, signal: libc::SIGKILL, grace, next });
+        }
+        let (interrupt, signals) = {
+            let mut state = self.run.state.borrow_mut();
+            (state.interrupt.take(), std::mem::take(&mut state.signals))
+        };
+        for signal in signals {
+            interpreter.order(Order::Signal(signal));
+        }
+        match (interrupt, &mut self.pressure) {
+            (Some(grace), None) => self.press(Cause::Interrupt, grace, interpreter),
+            // Whoever asks again may be less patient.
+            (Some(grace), Some(pressure)) if pressure.signal != libc::SIGKILL => {
+                pressure.grace = grace;
+                pressure.next = pressure.next.min(Instant::now() + grace);
+            }
+            (Some(_), Some(_)) | (None, _) => {}
+        }
+    }
+
+    fn press(&mut self, cause: Cause, grace: Duration, interpreter: &Interpreter) {
+        interpreter.order(Order::Signal(libc::SIGINT));
+        self.pressure = Some(Pressure { cause, signal: libc::SIGINT, grace, next: Instant::now() + grace });
+    }
+
+    /// Time is up.
+    fn press_on(&mut self, interpreter: &Interpreter) {
+        let Some(pressure) = &mut self.pressure else {
+            self.timeout = None;
+            return self.press(Cause::Timeout, self.run.grace(), interpreter);
+        };
+        if pressure.signal == libc::SIGINT {
+            interpreter.order(Order::Signal(libc::SIGTERM));
+            pressure.signal = libc::SIGTERM;
+            pressure.next = Instant::now() + pressure.grace;
+        } else if pressure.signal == libc::SIGTERM {
+            interpreter.order(Order::Kill);
+            pressure.signal = libc::SIGKILL;
+            pressure.next = Instant::now() + KILL_PATIENCE;
+        } else {
+            interpreter.kill_supervisor();
+            pressure.next = Instant::now() + KILL_PATIENCE;
+        }
+    }
+}
+
+fn said_outcome(outcome: Outcome, code: i32, cause: Option<Cause>) -> (RunOutcome, i32) {
+    match (outcome, cause) {
+        (_, Some(Cause::Timeout)) => (RunOutcome::TimedOut, 124),
+        (Outcome::Interrupted | Outcome::Exception, Some(Cause::Interrupt | Cause::Closing)) => {
+            (RunOutcome::Interrupted, 130)
+        }
+        // A shell goes on when what it waited for was interrupted, and then has nothing to go on with.
+        (Outcome::Ok, Some(Cause::Interrupt | Cause::Closing)) if code > 128 => {
+            (RunOutcome::Interrupted, 130)
+        }
+        (Outcome::Ok, _) => (RunOutcome::Ok, code),
+        (Outcome::Exception | Outcome::Interrupted, None) => (RunOutcome::Exception, code),
+        (Outcome::Exited, _) => (RunOutcome::Exited { code }, code),
+    }
+}
+
+fn ended_outcome(ended: &Ended, interpreter: &Interpreter, cause: Option<Cause>) -> (RunOutcome, i32) {
+    match cause {
+        Some(Cause::Timeout) => (RunOutcome::TimedOut, 124),
+        Some(Cause::Interrupt | Cause::Closing) => (RunOutcome::Interrupted, 130),
+        // A shutdown ends all without asking.
+        None if ended.killed => (RunOutcome::Interrupted, 130),
+        None if libc::WIFSIGNALED(ended.status) => {
+            let signal = libc::WTERMSIG(ended.status);
+            (RunOutcome::Killed { signal }, 128 + signal)
+        }
+        None => {
+            let code = libc::WEXITSTATUS(ended.status);
+            let broken = interpreter.was_cut_off(ended);
+            (if broken { RunOutcome::Broken } else { RunOutcome::Exited { code } }, code)
+        }
+    }
+}
+
+/// The result of code that a shell cannot be given: it would leave the NUL out and run what is left.
+fn without_nul(run: &Run, at: usize, session_left: u64, background: u64) -> Ran {
+    let message = format!("bash: the code holds a NUL at byte {at}\n");
+    let mut budget = run.budget(session_left);
+    let _ = run.add(Kind::Stderr, message.len(), &mut budget, |room| {
+        room[..message.len()].copy_from_slice(message.as_bytes());
+        Poll::Ready(message.len())
+    });
+    Ran {
+        run: run.tag.run,
+        outcome: RunOutcome::Exception,
+        exit_code: 2,
+        state_lost: false,
+        state_lost_before: false,
+        duration_us: 0,
+        stdout_bytes: 0,
+        stderr_bytes: message.len() as u64,
+        truncated: budget.reached(),
+        background_bytes: background,
+        artifacts: None,
+    }
+}
+
+/// What can be heard without waiting.
+async fn now(interpreter: &mut Interpreter) -> Option<Heard> {
+    poll_fn(|cx| match interpreter.poll_heard(cx) {
+        Poll::Ready(heard) => Poll::Ready(Some(heard)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Waits for a moment that may never come.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads and drops what there is. How much.
+fn discard(outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>) -> u64 {
+    let mut room = [0; 16 * 1024];
+    let mut dropped = 0;
+    for slot in outputs {
+        for _ in 0..ROUNDS {
+            let Some(output) = slot else { break };
+            let Poll::Ready(read) = output.poll_read(cx, &mut room) else { break };
+            if read == 0 {
+                *slot = None;
+            }
+            dropped += read as u64;
+        }
+    }
+    if dropped > 0 {
+        cx.waker().wake_by_ref();
+    }
+    dropped
+}
+
+/// Keeps the last of what is said on stderr, and drops the rest.
+fn listen(outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>, words: &mut Vec<u8>) {
+    let mut room = [0; 16 * 1024];
+    for (index, slot) in outputs.iter_mut().enumerate() {
+        while let Some(output) = slot {
+            let Poll::Ready(read) = output.poll_read(cx, &mut room) else { break };
+            if read == 0 {
+                *slot = None;
+            }
+            if index == 1 {
+                words.extend_from_slice(&room[..read]);
+                words.drain(..words.len().saturating_sub(LAST_WORDS));
+            }
+        }
+    }
+}
+
+/// Drops what is in the pipes at this moment. How much.
+fn drop_waiting(outputs: &mut [Option<Output>; 2]) -> u64 {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut room = [0; 16 * 1024];
+    let mut dropped = 0;
+    for output in outputs.iter_mut().flatten() {
+        output.command_over();
+        while let Poll::Ready(read @ 1..) = output.poll_read(&mut cx, &mut room) {
+            dropped += read as u64;
+        }
+        output.go_on();
+    }
+    dropped
+}
