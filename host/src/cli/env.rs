@@ -129,7 +129,7 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
     let folder = Resolver::new(config)?.find(environment, &mut |told| output.told(&told));
     output.clear();
     let folder = folder?.ok_or(EnvCommandError::Host)?;
-    let inspected = match Environment::open(&folder).map_err(EnvCommandError::from)? {
+    let inspected = match Environment::find(folder.as_os_str()).map_err(EnvCommandError::from)? {
         Environment::Host | Environment::Code(_) => return Err(EnvCommandError::Host.into()),
         Environment::Artifact(artifact) => Inspected {
             name: artifact.name,
