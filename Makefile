@@ -2,8 +2,9 @@
 # What is missing is installed by setup.sh; nothing is asked.
 
 SHELL := /bin/sh
+NIX_FILES = $(shell git ls-files '*.nix')
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-tests demo test lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test test-nix lint bench soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -28,7 +29,7 @@ STATIC_TARGET = $(shell if [ -d "$$(rustc --print target-libdir --target $(MUSL_
 STATIC_CARGO = CARGO_CFG_HTTPARSE_DISABLE_SIMD=1 CC_$(subst -,_,$(MUSL_TARGET))=musl-gcc RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO)
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## Install what is missing from Debian and crates.io
 	@./setup.sh run
@@ -55,6 +56,12 @@ test: ## Set up, build, and run the whole suite, real guests included
 	FIRN_TEST_BIN=$(OUT) $(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci) $(NEXTEST)
 	$(CARGO) test --locked --workspace --doc --quiet
 
+# nix/README.md says what is checked and what is not.
+test-nix: ## Check what is written in Nix, and run what it builds
+	@./setup.sh run nix
+	@$(MAKE) --no-print-directory build
+	./nix/tests/run $(OUT)
+
 # The advisory database is a git repository that not every machine can reach: `cargo deny check
 # advisories` is left to those that can.
 lint: ## Check formatting, lints, documentation, dependencies and spelling
@@ -65,6 +72,8 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 	cargo-deny --all-features check bans licenses sources
 	cargo-machete --skip-target-dir
 	typos
+	nixfmt --check $(NIX_FILES)
+	deadnix --fail $(NIX_FILES)
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)

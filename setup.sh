@@ -1,13 +1,14 @@
 #!/bin/sh
 # Installs what is missing, and nothing else. Called by make; safe to run again at any time.
 #
-#   setup.sh [run] [test] [lint] [fuzz]      (default: run)
+#   setup.sh [run] [test] [lint] [fuzz] [nix]      (default: run)
 #
 #   run    what sandboxes need: bubblewrap, QEMU, virtiofsd, vhost-device-vsock, python3; and to build
 #          firn: musl, where rustup has it
 #   test   cargo-nextest, cpio to check an initramfs with, and nodejs to have sessions of
-#   lint   cargo-deny, cargo-machete, typos
+#   lint   cargo-deny, cargo-machete, typos, nixfmt, deadnix
 #   fuzz   cargo-fuzz
+#   nix    a Nix that knows flakes, and static programs, for the tests of nix/
 #
 # Debian packages come from apt (as root, or through sudo). Programs that Debian 12 does not have
 # are built from crates.io, once: they are kept outside the checkout, in $tools, and the two a
@@ -121,6 +122,81 @@ musl() {
     say "Rust's library for $target cannot be had: firn will be linked with glibc"
 }
 
+# ---- Nix ------------------------------------------------------------------------------------
+
+# The Debian release whose Nix is taken, the packages, and the oldest Nix that will do: flakes, and
+# locks of version 7. Debian 12 has 2.8. The packages after nix-bin are what tests make environments of.
+nix_release=trixie
+nix_packages='nix-bin bash-static busybox-static bubblewrap'
+nix_least=2.18
+nix_home=$cache/nix
+
+# nix_version PROGRAM: it says "nix (Nix) 2.26.3".
+nix_version() { "$1" --version 2>/dev/null | sed -nE '1s/^nix .* ([0-9]+(\.[0-9]+)+).*/\1/p'; }
+
+# nix: Debian's Nix beside the system, whatever else there is: what the tests say does not depend on it.
+# Nothing is upgraded: the packages are unpacked into a folder and run through their own dynamic linker.
+# apt checks them against the archive's signature, which the keyring of the system vouches for.
+nix() {
+    at_least "$(nix_version "$nix_home/bin/nix")" "$nix_least" && return
+    command -v dpkg-deb >/dev/null 2>&1 || die "Nix is unpacked from Debian's packages, and there is no dpkg-deb"
+    [ "$(dpkg --print-architecture)" = amd64 ] || die "Nix is unpacked on amd64 only"
+    # The one thing outside: the paths of the store are part of what is built.
+    [ -d /nix/store ] || [ -w /nix ] || { as_root mkdir -p /nix && as_root chown "$(id -u)" /nix; }
+    say "unpacking Debian $nix_release's Nix into $nix_home (once)"
+    rm -rf "$nix_home.part"
+    unpack_nix "$nix_home.part"
+    rm -rf "$nix_home"
+    mv "$nix_home.part" "$nix_home"
+    at_least "$(nix_version "$nix_home/bin/nix")" "$nix_least" || die "$nix_home/bin/nix does not run"
+}
+
+# apt_nix FOLDER COMMAND…: apt with lists, archives and a record of what is installed of its own.
+apt_nix() {
+    folder=$1
+    shift
+    apt-get -qq -o Dir::Etc::sourcelist="$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
+        -o Dir::State="$folder" -o Dir::State::status="$folder/status" -o Dir::Cache="$folder" \
+        -o APT::Install-Recommends=false -o Acquire::Languages=none -o APT::Sandbox::User= "$@"
+}
+
+unpack_nix() {
+    apt_folder=$1/apt
+    mkdir -p "$apt_folder/lists/partial" "$apt_folder/archives/partial" "$1/root" "$1/bin"
+    : >"$apt_folder/status"
+    mirror=$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' \
+        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1)
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
+        "${mirror:-http://deb.debian.org/debian} $nix_release main" >"$apt_folder/sources.list"
+    apt_nix "$apt_folder" update
+    # shellcheck disable=SC2086  # a list
+    apt_nix "$apt_folder" -y --download-only install $nix_packages
+    for package in "$apt_folder"/archives/*.deb; do dpkg-deb -x "$package" "$1/root"; done
+    rm -rf "$apt_folder"
+    for name in nix nix-instantiate; do
+        cat >"$1/bin/$name" <<EOF
+#!/bin/sh
+# Nix reads what it is to do from its name. A build hook would be started without this linker.
+export NIX_CONF_DIR=$nix_home/etc NIX_CONFIG="build-hook =
+\$NIX_CONFIG"
+exec $nix_home/root/usr/lib64/ld-linux-x86-64.so.2 --argv0 $name \\
+    --library-path $nix_home/root/usr/lib/x86_64-linux-gnu $nix_home/root/usr/bin/nix "\$@"
+EOF
+        chmod 755 "$1/bin/$name"
+    done
+    mkdir -p "$1/etc"
+    cat >"$1/etc/nix.conf" <<EOF
+experimental-features = nix-command flakes
+sandbox = true
+sandbox-fallback = false
+sandbox-paths = /bin/sh=$nix_home/root/usr/bin/bash-static
+build-users-group =
+substituters =
+flake-registry =
+EOF
+}
+
 # ---------------------------------------------------------------------------------------------
 
 [ $# -gt 0 ] || set -- run
@@ -135,8 +211,8 @@ for part; do
         ;;
     test) wanted="$wanted cpio nodejs" ;;
     fuzz) wanted="$wanted g++" ;;
-    lint) ;;
-    *) die "what is '$part'? Known: run, test, lint, fuzz" ;;
+    lint | nix) ;;
+    *) die "what is '$part'? Known: run, test, lint, fuzz, nix" ;;
     esac
 done
 # shellcheck disable=SC2086  # a list
@@ -155,8 +231,11 @@ for part; do
         crate cargo-machete cargo-machete 0.9 0.9.2 --debug
         good_enough typos 1.40 || wheel typos 1.52.0
         crate typos-cli typos 1.40 1.42.3 --debug
+        crate nixfmt_rs nixfmt 0.5 0.5.3 --debug
+        crate deadnix deadnix 1.3 1.3.1 --debug
         ;;
     fuzz) crate cargo-fuzz cargo-fuzz 0.13 0.13.2 ;;
+    nix) nix ;;
     esac
 done
 # The tools are kept, what they were built from is not: gigabytes.

@@ -11,6 +11,10 @@
 //! | `FIRN_CONFIG` | the configuration file of the daemon | `/etc/firn/config.toml`, `$XDG_CONFIG_HOME/firn/config.toml`, `~/.config/firn/config.toml` |
 //! | `FIRN_LOG` | what the daemon logs, as `info` or `firn::sandbox=debug` | `info` |
 //! | `FIRN_CACHE_DIR` | kernels and guest images | `/var/cache/firn`, `$XDG_CACHE_HOME/firn`, `~/.cache/firn` |
+//! | `FIRN_NIX` | Nix, for environments | `nix` on `PATH` |
+//! | `FIRN_FLAKE`, `NIXOSANDBOX_FLAKE_ROOT` | the flake with the catalog and the environments that come with firn | none: packages are the host's |
+//! | `NIX_SANDBOX_DIR` | artifacts that `--env NAME` knows, one level deep | `~/.config/nix-sandbox-mcp/sandboxes` |
+//! | `NIX_SANDBOX_ENVS` | references of flakes with one artifact each, with commas between them | none |
 //! | `FIRN_AGENT` | the agent put into guests | `firn-agent` beside `firn`, or on `PATH` |
 //! | `FIRN_BWRAP`, `FIRN_VIRTIOFSD`, `FIRN_QEMU`, `FIRN_VHOST_DEVICE_VSOCK`, `FIRN_CLOUD_HYPERVISOR` | that program | looked up on `PATH` and where distributions keep it |
 //!
@@ -27,6 +31,7 @@
 
 mod file;
 
+use crate::env::Sources;
 pub(crate) use file::PoolSize;
 use file::{FileError, Settings};
 use nix::unistd::Uid;
@@ -67,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     /// What it says.
     pub(crate) settings: Settings,
+    /// Where environments come from.
+    pub(crate) sources: Sources,
     /// How long a session may be idle that is made here.
     pub(crate) session_idle_timeout: Option<Duration>,
     /// How old it may become.
@@ -127,16 +134,19 @@ pub(crate) enum Program {
     CloudHypervisor,
     /// Our agent.
     Agent,
+    /// Nix, which builds environments.
+    Nix,
 }
 
 impl Program {
-    const ALL: [Program; 6] = [
+    const ALL: [Program; 7] = [
         Program::Bwrap,
         Program::Virtiofsd,
         Program::Qemu,
         Program::VhostDeviceVsock,
         Program::CloudHypervisor,
         Program::Agent,
+        Program::Nix,
     ];
 
     /// The name of its file.
@@ -148,6 +158,7 @@ impl Program {
             Program::VhostDeviceVsock => "vhost-device-vsock",
             Program::CloudHypervisor => "cloud-hypervisor",
             Program::Agent => "firn-agent",
+            Program::Nix => "nix",
         }
     }
 
@@ -160,6 +171,7 @@ impl Program {
             Program::VhostDeviceVsock => &["FIRN_VHOST_DEVICE_VSOCK"],
             Program::CloudHypervisor => &["FIRN_CLOUD_HYPERVISOR"],
             Program::Agent => &["FIRN_AGENT"],
+            Program::Nix => &["FIRN_NIX"],
         }
     }
 }
@@ -294,6 +306,13 @@ impl Config {
                 program.variables().iter().find_map(named).map(|(name, path)| (program, name, path))
             })
             .collect();
+        let text = |name| variable(name).and_then(|value| value.into_string().ok());
+        let sandboxes = match folder("NIX_SANDBOX_DIR")? {
+            Some(dir) => Some(dir),
+            None => home.as_ref().map(|home| home.join(".config/nix-sandbox-mcp/sandboxes")),
+        };
+        let flake = text("FIRN_FLAKE").or_else(|| text("NIXOSANDBOX_FLAKE_ROOT"));
+        let sources = Sources::new(flake, sandboxes, text("NIX_SANDBOX_ENVS"));
         let term = variable("TERM").unwrap_or_else(|| "xterm-256color".into());
         Ok(Config {
             runtime_dir,
@@ -305,6 +324,7 @@ impl Config {
             autostart,
             file: None,
             settings: Settings::default(),
+            sources,
             session_idle_timeout: seconds("SESSION_IDLE_TIMEOUT"),
             session_lifetime: seconds("SESSION_MAX_LIFETIME"),
             programs,

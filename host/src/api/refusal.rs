@@ -146,6 +146,7 @@ pub(crate) fn config_hint(error: &ConfigError) -> Option<&'static str> {
             "cargo install --locked vhost-device-vsock, or set FIRN_VHOST_DEVICE_VSOCK"
         }
         Program::CloudHypervisor => "see https://www.cloudhypervisor.org, or leave --vmm out",
+        Program::Nix => "see https://nixos.org/download, or set FIRN_NIX",
         Program::Agent => "it is built by `make build`, beside firn; or set FIRN_AGENT",
     })
 }

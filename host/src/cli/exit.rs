@@ -16,6 +16,8 @@
 
 use super::cp::CopyError;
 use super::create::CreateError;
+use super::create::source::SourceError;
+use super::env::EnvCommandError;
 use super::image::ImageCommandError;
 use super::session::SessionError;
 use crate::api::client::ClientError;
@@ -24,6 +26,8 @@ use crate::api::stream::StreamError;
 use crate::api::types::{Refusal, RefusalKind};
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
+use crate::env::BuildError;
+use crate::env::resolver::ResolveError;
 use crate::sandbox::place::PlaceError;
 use crate::spec::SpecError;
 use crate::view::ShareError;
@@ -64,6 +68,15 @@ pub(super) enum Failed {
     /// The daemon did not do it.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// There is no such environment, or it cannot be built.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// What is to be built makes no sense.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Environments cannot be listed or let go.
+    #[error(transparent)]
+    Env(#[from] EnvCommandError),
     /// A sandbox cannot be asked for.
     #[error(transparent)]
     Create(#[from] CreateError),
@@ -113,7 +126,13 @@ impl Failed {
     pub(super) fn code(&self) -> u8 {
         match self {
             Failed::Signal(signal) => signalled(*signal),
-            Failed::Spec(_) | Failed::NoCommand => USAGE,
+            Failed::Spec(_)
+            | Failed::NoCommand
+            | Failed::Create(_)
+            | Failed::Resolve(ResolveError::Environment(_))
+            | Failed::Source(SourceError::Resolve(ResolveError::Environment(_))) => USAGE,
+            Failed::Source(SourceError::Resolve(_)) => FAILED,
+            Failed::Source(_) => USAGE,
             Failed::Daemon(_) => ERROR,
             Failed::Client(ClientError::Refused(Refusal { kind: RefusalKind::Invalid, .. })) => USAGE,
             _ => FAILED,
@@ -125,10 +144,31 @@ impl Failed {
         match self {
             Failed::Config(error) => config_hint(error),
             Failed::Client(error) => error.hint(),
+            Failed::Resolve(error)
+            | Failed::Source(SourceError::Resolve(error))
+            | Failed::Create(CreateError::Source(SourceError::Resolve(error))) => resolve_hint(error),
             Failed::Spec(SpecError::Share(ShareError::Syntax(_))) => {
                 Some("for example: --mount ~/data:/data:ro")
             }
             _ => None,
         }
+    }
+}
+
+/// What to do about an environment that there is not.
+fn resolve_hint(error: &ResolveError) -> Option<&str> {
+    let ResolveError::Build(error) = error else { return None };
+    match error {
+        BuildError::Missing(error) => config_hint(error),
+        BuildError::TooOld { .. } => Some("see https://nixos.org/download, or set FIRN_NIX"),
+        BuildError::Offline { .. } => {
+            Some("what was built already needs no network: `firn env list` shows it")
+        }
+        BuildError::FlakesOff
+        | BuildError::NoAttribute { .. }
+        | BuildError::Failed { .. }
+        | BuildError::Evaluation { .. }
+        | BuildError::Run { .. }
+        | BuildError::Answer { .. } => None,
     }
 }

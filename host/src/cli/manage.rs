@@ -33,7 +33,7 @@ impl Verb {
     pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
         let ours = config.clone();
         super::ask(config, async |client| match self {
-            Verb::Create(create) => create.run(client, output).await,
+            Verb::Create(create) => create.run(client, &ours, output).await,
             Verb::List(list) => list.run(client, output).await,
             Verb::Status(status) => status.run(client, output).await,
             Verb::Ps(ps) => ps.run(client, output).await,

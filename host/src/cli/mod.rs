@@ -1,11 +1,14 @@
 //! The command line: one file per verb, all printing in `output`, every error in `exit`.
 
 mod attach;
+mod build;
+mod catalog;
 mod cp;
 mod create;
 mod daemon;
 mod destroy;
 mod duration;
+mod env;
 mod events;
 mod exec;
 mod exit;
@@ -74,6 +77,9 @@ enum Command {
     #[command(flatten)]
     Manage(manage::Verb),
     Daemon(daemon::Daemon),
+    Build(build::Build),
+    Catalog(catalog::Catalog),
+    Env(env::Env),
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Completions(Completions),
@@ -140,7 +146,9 @@ pub fn main() -> ExitCode {
     };
     let mut output = Output::standard();
     let runs_none = match &cli.command {
-        Command::Manage(_) | Command::Repl(_) => true,
+        Command::Manage(_) | Command::Repl(_) | Command::Build(_) | Command::Catalog(_) | Command::Env(_) => {
+            true
+        }
         Command::Session(sessions) => !sessions.runs_code(),
         _ => false,
     };
@@ -183,6 +191,9 @@ fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u
         Command::Repl(repl) => repl.run(configure(no_autostart)?, output),
         Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
         Command::Manage(verb) => verb.run(configure(no_autostart)?, output),
+        Command::Build(build) => build.run(&Config::read()?, output),
+        Command::Catalog(catalog) => catalog.run(&Config::read()?, output),
+        Command::Env(env) => env.run(configure(no_autostart)?, output),
         Command::Image(args) => {
             let config = Config::read()?;
             let images = Images::new(&config.cache_dir);

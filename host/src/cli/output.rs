@@ -3,6 +3,7 @@
 
 use super::exit::Failed;
 use crate::causes::in_full;
+use crate::env::resolver::Told;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -103,6 +104,15 @@ impl Output {
             spinner
         });
         spinner.set_message(what.to_owned());
+    }
+
+    /// What is told while an environment is looked for. What is evaluated on the host is said in any case.
+    pub(super) fn told(&mut self, told: &Told<'_>) {
+        match told {
+            Told::Evaluates(flake) => self.note(&format!("evaluating {flake} on this host, with Nix")),
+            Told::Line(line) => self.doing(&printable(line)),
+            Told::Skipped(what) => self.note(what),
+        }
     }
 
     /// Takes the spinner away: something else is about to be printed.

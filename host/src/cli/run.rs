@@ -7,6 +7,8 @@ mod signals;
 mod stdio;
 
 use super::ask;
+use super::create::check_network;
+use super::create::source::Source;
 use super::duration;
 use super::exit::Failed;
 use super::output::Output;
@@ -25,7 +27,7 @@ use keys::Keys;
 use session::Terms;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stdio::stdin_is_null;
 
@@ -42,6 +44,7 @@ use stdio::stdin_is_null;
     firn run -w . --timeout 10m -- make test        this folder at /workspace, writable\n  \
     firn run -w .:ro -- grep -r TODO .              the same, read-only\n  \
     firn run --mount ~/data:/data -- ls /data       another folder, read-only\n  \
+    firn run --env .#data -- python3 train.py       with the programs that a flake names\n\
     firn run -t -- bash                             a shell on a terminal\n  \
     firn run --detach -- make test                  goes on by itself: `firn logs -f ID`, `firn attach ID`\n  \
     echo 'print(1)' | firn run -- python3           stdin is passed through\n  \
@@ -53,10 +56,24 @@ pub(super) struct Run {
     #[arg(short, long, value_name = "GRADE", default_value = "vm")]
     isolation: Grade,
 
-    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, the same
-    /// with that interpreter for the code on stdin; or a folder with metadata.json and bin/run.
+    /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
+    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME. Without a CMD
+    /// it runs the code on stdin.
     #[arg(long = "env", value_name = "ENV", default_value = env::HOST)]
     environment: OsString,
+
+    /// These packages of the catalog; where FIRN_FLAKE names none, this host's programs, if these packages are
+    /// among them.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with = "environment")]
+    with: Option<Vec<String>>,
+
+    /// What a profile of nixo's has: strict, offline-review, build-install or debug-network.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["environment", "with"])]
+    profile: Option<String>,
+
+    /// What a specification of nixo's has, a JSON file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["environment", "with", "profile"])]
+    spec: Option<PathBuf>,
 
     /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
     /// emulated one].
@@ -151,7 +168,8 @@ impl Run {
         output: &mut Output,
         events: &mut Option<Events>,
     ) -> Result<u8, Failed> {
-        let request = RunRequest { sandbox: self.sandbox()?, command: self.command(&config) };
+        let source = self.source(&config, output)?;
+        let request = RunRequest { sandbox: self.sandbox(source)?, command: self.command(&config) };
         self.check_environment(&request)?;
         let terms = Terms {
             name: self.command.first().map(OsString::as_os_str),
@@ -171,7 +189,17 @@ impl Run {
         Ok(concluded.code)
     }
 
-    fn sandbox(&self) -> Result<CreateRequest, SpecError> {
+    /// What its programs come from.
+    fn source(&self, config: &Config, output: &mut Output) -> Result<Source, Failed> {
+        let Run { with, profile, spec, .. } = self;
+        let listed = Source::listed(with.as_deref(), profile.as_deref(), spec.as_deref())?;
+        let source = listed.unwrap_or_else(|| Source::environment(&self.environment));
+        // What cannot be had is said before anything is built.
+        check_network(source.network.as_deref())?;
+        Ok(source.resolve(config, output)?)
+    }
+
+    fn sandbox(&self, source: Source) -> Result<CreateRequest, SpecError> {
         let workspace = match &self.workspace {
             None => None,
             Some(text) => {
@@ -187,7 +215,9 @@ impl Run {
             name: self.name.clone(),
             isolation: Some(self.isolation.into()),
             allow_degraded: self.allow_degraded,
-            environment: env::reference(&self.environment)?,
+            environment: source.environment.map(Text::from),
+            with: source.packages,
+            profile: source.profile,
             cpus: self.cpus.map(|cpus| cpus.to_string()),
             memory_bytes: self.memory.map(|memory| memory.0),
             disk_bytes: self.disk.map(|disk| disk.0),
@@ -224,7 +254,7 @@ impl Run {
         };
         let artifact = match Environment::find(name.as_os_str())? {
             Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
-            Environment::Host | Environment::Code(_) => return Ok(()),
+            Environment::Host | Environment::Code(_) | Environment::Closure(_) => return Ok(()),
             Environment::Artifact(artifact) => artifact,
         };
         if !self.command.is_empty() {

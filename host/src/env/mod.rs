@@ -1,37 +1,46 @@
 //! Environments: which programs a sandbox has.
 //!
 //! `host` is the host's own tools, as the view shows them; `python`, `shell` (or `bash`) and `node` are the
-//! same with an interpreter, for code. An artifact is a folder, built by Nix or
-//! laid out by hand, in the layout of nix-sandbox-mcp:
+//! same with an interpreter, for code. Everything else is a folder, built by Nix or laid out by hand, in the
+//! layout of nix-sandbox-mcp:
 //!
 //! ```text
-//!   ARTIFACT/metadata.json    {"name": "py", "interpreter_type": "python", "timeout_seconds": 30, "memory_mb": 512}
-//!   ARTIFACT/bin/run          a wrapper that makes a jail of its own: code on stdin, streams, exit code
-//!   ARTIFACT/bin/session-run  the same for a session, where there is one
+//!   FOLDER/metadata.json    {"name": "py", "interpreter_type": "python", "timeout_seconds": 30, "memory_mb": 512}
+//!   FOLDER/bin/run          a wrapper that makes a jail of its own: code on stdin, streams, exit code
+//!   FOLDER/bin/session-run  the same for a session, where there is one
+//!   FOLDER/closure          the store paths of its programs, if metadata.json says which these are
 //! ```
+//!
+//! Of a folder with a closure firn makes the sandbox itself, a jail or a vm, and shows those paths and
+//! nothing else ([`Closure`]). Of one without it runs the wrapper ([`Artifact`]).
 
+mod builder;
+mod built;
+pub(crate) mod catalog;
+mod closure;
 mod interpreter;
+mod metadata;
 pub(crate) mod packages;
+mod reference;
+pub(crate) mod resolver;
+mod sources;
 
-pub(crate) use interpreter::Interpreter;
-
+pub(crate) use builder::BuildError;
+pub(crate) use built::Record;
+pub(crate) use closure::{Closure, STORE};
 use firn_protocol::{Text, Variable};
+pub(crate) use interpreter::Interpreter;
+use metadata::Metadata;
+pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
+pub(crate) use sources::Sources;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The most of `metadata.json` that is read, in bytes.
-const LONGEST_METADATA: u64 = 64 * 1024;
-
 /// Where a wrapper shows a project, unless it is told otherwise.
 pub(crate) const PROJECT: &str = "/project";
-
-/// What nix-sandbox-mcp assumes when an artifact does not say: in seconds, and in MiB.
-const USUAL_TIMEOUT: u64 = 30;
-const USUAL_MEMORY: u64 = 512;
 
 /// Which programs a sandbox has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +49,10 @@ pub(crate) enum Environment {
     Host,
     /// The host's own, for code in this language.
     Code(Interpreter),
-    /// An artifact's.
+    /// What an artifact's wrapper shows.
     Artifact(Artifact),
+    /// Those of the Nix store that it names.
+    Closure(Box<Closure>),
 }
 
 /// A folder in the layout of nix-sandbox-mcp.
@@ -57,22 +68,12 @@ pub(crate) struct Artifact {
     pub(crate) memory: u64,
 }
 
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
-    #[serde(rename = "interpreter_type")]
-    _interpreter: Interpreter,
-    timeout_seconds: Option<u64>,
-    memory_mb: Option<u64>,
-}
-
 /// There is no such environment.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvironmentError {
-    /// Neither a name that is known nor a folder.
+    /// Neither `host` nor a folder.
     #[error(
-        "there is no environment {0:?}: it is host, python, shell, node, or a folder with metadata.json and \
-         bin/run"
+        "there is no environment {0:?}: it is `host`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
     )]
     Unknown(String),
     /// This host has no such program.
@@ -82,12 +83,12 @@ pub(crate) enum EnvironmentError {
     )]
     NoInterpreter(Interpreter),
     /// A folder that lacks something.
-    #[error("{} is no environment: cannot read {file}", folder.display())]
+    #[error("{} is no environment: cannot read {}", folder.display(), file.display())]
     Lacks {
         /// The folder.
         folder: PathBuf,
         /// What it lacks.
-        file: &'static str,
+        file: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
@@ -112,6 +113,55 @@ pub(crate) enum EnvironmentError {
     /// Its wrapper cannot be executed.
     #[error("{} is no environment: bin/run is not an executable file", .0.display())]
     NotExecutable(PathBuf),
+    /// It says where its programs are, but not all that is needed.
+    #[error(
+        "{} is no environment: of `environment`, `interpreter` and `closure` its metadata.json has some, not all",
+        .0.display()
+    )]
+    Partial(PathBuf),
+    /// Its list of store paths is empty or too long.
+    #[error("{} is no environment: its closure has {number} paths", folder.display())]
+    Paths {
+        /// The folder.
+        folder: PathBuf,
+        /// How many it names.
+        number: usize,
+    },
+    /// It would have something shown that is nobody's but the host's.
+    #[error("{} is no environment: line {line} of its closure is no path of {STORE}", folder.display())]
+    OutsideStore {
+        /// The folder.
+        folder: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// Its list is somewhere else.
+    #[error("{} is no environment: its closure must be a file in it, not {}", folder.display(), file.display())]
+    NotBeside {
+        /// The folder.
+        folder: PathBuf,
+        /// What it names.
+        file: PathBuf,
+    },
+    /// What it runs is not among what it shows.
+    #[error("{} is no environment: {} is not in its closure", folder.display(), path.display())]
+    OutsideClosure {
+        /// The folder.
+        folder: PathBuf,
+        /// What it names.
+        path: PathBuf,
+    },
+    /// A path of it was deleted.
+    #[error("{} is gone from the store, and the environment {} needs it: build it again", path.display(), folder.display())]
+    Collected {
+        /// The folder.
+        folder: PathBuf,
+        /// What is gone.
+        path: PathBuf,
+    },
+    /// Variables that cannot be set.
+    #[error("{} is no environment: `env` in metadata.json has a variable that cannot be set", .0.display())]
+    Variables(PathBuf),
 }
 
 /// The environment of the host's own programs.
@@ -130,7 +180,7 @@ pub(crate) fn reference(name: &OsStr) -> Result<Option<Text>, EnvironmentError> 
     if !path.is_dir() {
         return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
     }
-    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it", source };
+    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it".into(), source };
     Ok(Some(std::path::absolute(path).map_err(lacks)?.into()))
 }
 
@@ -149,39 +199,38 @@ impl Environment {
         if !Path::new(name).is_dir() {
             return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
         }
-        Artifact::open(Path::new(name)).map(Environment::Artifact)
+        Environment::open(Path::new(name))
+    }
+
+    /// The environment in a folder.
+    pub(crate) fn open(path: &Path) -> Result<Environment, EnvironmentError> {
+        let folder = match std::fs::canonicalize(path) {
+            Ok(folder) => folder,
+            Err(source) => {
+                return Err(EnvironmentError::Lacks { folder: path.into(), file: "it".into(), source });
+            }
+        };
+        let metadata = Metadata::read(&folder)?;
+        match &metadata.programs {
+            Some(programs) => Closure::open(folder, &metadata, programs)
+                .map(|closure| Environment::Closure(Box::new(closure))),
+            None => Artifact::open(folder, &metadata).map(Environment::Artifact),
+        }
     }
 }
 
 impl Artifact {
-    fn open(path: &Path) -> Result<Artifact, EnvironmentError> {
-        let lacks = |file| move |source| EnvironmentError::Lacks { folder: path.to_owned(), file, source };
-        let folder = std::fs::canonicalize(path).map_err(lacks("it"))?;
-        let mut json = Vec::new();
-        File::open(folder.join("metadata.json"))
-            .and_then(|file| file.take(LONGEST_METADATA).read_to_end(&mut json))
-            .map_err(lacks("metadata.json"))?;
-        let metadata: Metadata = serde_json::from_slice(&json)
-            .map_err(|source| EnvironmentError::Metadata { folder: path.to_owned(), source })?;
+    fn open(folder: PathBuf, metadata: &Metadata) -> Result<Artifact, EnvironmentError> {
         let run = folder.join("bin/run");
-        let about = std::fs::metadata(&run).map_err(lacks("bin/run"))?;
-        if !about.is_file() || nix::unistd::access(&run, nix::unistd::AccessFlags::X_OK).is_err() {
-            return Err(EnvironmentError::NotExecutable(path.to_owned()));
-        }
-        let positive = |field, value: Option<u64>, usual| match value {
-            Some(0) => Err(EnvironmentError::Zero { folder: path.to_owned(), field }),
-            value => Ok(value.unwrap_or(usual)),
+        let about = match std::fs::metadata(&run) {
+            Ok(about) => about,
+            Err(source) => return Err(EnvironmentError::Lacks { folder, file: "bin/run".into(), source }),
         };
-        Ok(Artifact {
-            name: metadata.name,
-            timeout: Duration::from_secs(positive(
-                "timeout_seconds",
-                metadata.timeout_seconds,
-                USUAL_TIMEOUT,
-            )?),
-            memory: positive("memory_mb", metadata.memory_mb, USUAL_MEMORY)?.saturating_mul(1 << 20),
-            folder,
-        })
+        if !about.is_file() || nix::unistd::access(&run, nix::unistd::AccessFlags::X_OK).is_err() {
+            return Err(EnvironmentError::NotExecutable(folder));
+        }
+        let Metadata { name, timeout, memory, .. } = metadata.clone();
+        Ok(Artifact { folder, name, timeout, memory })
     }
 
     /// Its wrapper, to be run with these variables. jail.nix's wrappers pass `LANG`, `HOME` and
@@ -193,6 +242,7 @@ impl Artifact {
             program: Text::from(self.folder.join("bin/run")),
             environment: self.name.clone(),
             variables: variables.into_iter().map(variable).collect(),
+            takes: Takes::Code,
         }
     }
 
@@ -215,6 +265,20 @@ pub(crate) struct Wrapper {
     pub(crate) environment: String,
     /// Its variables.
     pub(crate) variables: Vec<Variable>,
+    /// What else can be run where it runs.
+    #[serde(default)]
+    pub(crate) takes: Takes,
+}
+
+/// What can be run in an environment's surroundings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Takes {
+    /// Code on stdin: the wrapper makes the surroundings itself.
+    #[default]
+    Code,
+    /// Or any command: the surroundings are there.
+    CodeOrCommand,
 }
 
 #[cfg(test)]
@@ -259,7 +323,9 @@ mod tests {
         let plain = artifact(r#"{"name":"x","interpreter_type":"bash"}"#, 0o644);
         assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable(_))));
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(found(&empty), Err(EnvironmentError::Lacks { file: "metadata.json", .. })));
+        assert!(
+            matches!(found(&empty), Err(EnvironmentError::Lacks { file, .. }) if file.ends_with("metadata.json"))
+        );
         assert!(matches!(Environment::find(OsStr::new("no-such")), Err(EnvironmentError::Unknown(_))));
         assert_eq!(Environment::find(OsStr::new("host")).unwrap(), Environment::Host);
     }

@@ -13,7 +13,7 @@ use super::manager::{Conclusion, Life, OperationError};
 use super::state::Operation;
 use crate::api::types::{AttachRequest, Caller, EvaluateRequest, ExecRequest};
 use crate::causes::in_full;
-use crate::env::Wrapper;
+use crate::env::{Takes, Wrapper};
 use crate::guest::{ExecEvent, GuestError, Running};
 use crate::spec::SpecError;
 use crate::spec::protection::milliseconds;
@@ -507,16 +507,20 @@ fn argv(request: &ExecRequest) -> Vec<String> {
 
 /// What the agent is asked to do.
 fn message(up: &Up, request: &ExecRequest, timeout: Option<Duration>) -> Result<Exec, SpecError> {
+    let cwd = || request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
     let (argv, cwd, mut env) = match &up.wrapper {
+        Some(wrapper) if wrapper.takes == Takes::CodeOrCommand => {
+            let code = request.argv.is_empty().then(|| vec![wrapper.program.clone()]);
+            (code.unwrap_or_else(|| request.argv.clone()), cwd(), wrapper.variables.clone())
+        }
         Some(wrapper) => wrapped(wrapper, request)?,
         None => {
-            let cwd = request.cwd.clone().unwrap_or_else(|| Text::from(WORKSPACE));
             let argv = match up.interpreter {
                 Some(interpreter) if request.argv.is_empty() => interpreter.reading_code(),
                 None if request.argv.is_empty() => return Err(SpecError::NoCommand),
                 _ => request.argv.clone(),
             };
-            (argv, cwd, Vec::new())
+            (argv, cwd(), Vec::new())
         }
     };
     env.extend(request.env.iter().cloned());

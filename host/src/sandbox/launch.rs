@@ -22,7 +22,7 @@ use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
 use crate::sys::process::{Mounts, ProcessId, Station, Unmounting};
 use crate::view::export::Export;
-use crate::view::{Share, View, host_tools};
+use crate::view::{Share, View, closure_tools, host_tools};
 use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
 use crate::vm::vmm::Confinement;
 use crate::vm::vmm::backend::{Backend, ChooseError};
@@ -558,13 +558,17 @@ struct Sight {
 impl Sight {
     fn of(spec: &Spec, id: SandboxId) -> Sight {
         let hostname = format!("firn-{id}");
-        let mut view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-        let wrapper = match &spec.environment {
-            Environment::Host | Environment::Code(_) => None,
+        let view = |base| View { base, shares: spec.shares.clone() };
+        let (view, wrapper) = match &spec.environment {
+            Environment::Host | Environment::Code(_) => (view(host_tools(&hostname)), None),
             Environment::Artifact(artifact) => {
+                let mut view = view(host_tools(&hostname));
                 view.show(&artifact.folder);
                 let project = |share: &Share| artifact.project(&share.target, &share.target);
-                Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect()))
+                (view, Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect())))
+            }
+            Environment::Closure(closure) => {
+                (view(closure_tools(closure, &hostname)), Some(closure.wrapper()))
             }
         };
         Sight { hostname, view, wrapper }
@@ -621,7 +625,8 @@ fn start_jail(
     let bwrap = config.program(Program::Bwrap)?;
     let agent = config.program(Program::Agent)?;
     let limits = jail_limits(spec);
-    let hostname = format!("firn-{}", site.id);
+    let id = site.id;
+    let hostname = format!("firn-{id}");
     let place = site.claim(None, &limits, Helpers::One)?;
     if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
         return Err(LaunchError::Unenforceable);
@@ -636,9 +641,9 @@ fn start_jail(
         station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
     };
     let (jail, maker, wrapper) = match &spec.environment {
-        Environment::Host | Environment::Code(_) => {
-            let view = View { base: host_tools(&hostname), shares: spec.shares.clone() };
-            (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, None)
+        Environment::Host | Environment::Code(_) | Environment::Closure(_) => {
+            let Sight { view, wrapper, .. } = Sight::of(spec, id);
+            (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, wrapper)
         }
         Environment::Artifact(artifact) => {
             let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
@@ -669,6 +674,7 @@ impl Facts {
             wrapper,
             interpreter: match &spec.environment {
                 Environment::Code(interpreter) => Some(*interpreter),
+                Environment::Closure(closure) => Some(closure.metadata.interpreter),
                 Environment::Host | Environment::Artifact(_) => None,
             },
             user: spec.user.clone(),

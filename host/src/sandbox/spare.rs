@@ -74,7 +74,9 @@ impl Spare {
                     output: None,
                     ..spec.clone()
                 };
-                !matches!(wanted.environment, Environment::Artifact(_)) && fixed(wanted) == fixed(&self.spec)
+                // One with an environment sees other files.
+                let of_host = matches!(wanted.environment, Environment::Host | Environment::Code(_));
+                of_host && fixed(wanted) == fixed(&self.spec)
             }
         }
     }

@@ -208,11 +208,12 @@ impl Spec {
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
             Environment::Host | Environment::Code(_) => USUAL_MEMORY,
             Environment::Artifact(artifact) => Size(artifact.memory),
+            Environment::Closure(closure) => Size(closure.metadata.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host | Environment::Code(_) => WORKSPACE,
+                Environment::Host | Environment::Code(_) | Environment::Closure(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
@@ -224,6 +225,7 @@ impl Spec {
         let timeout = match &environment {
             Environment::Host | Environment::Code(_) => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
+            Environment::Closure(closure) => Some(closure.metadata.timeout),
         };
         let spec = Spec {
             grade: request.isolation.map_or(Grade::Vm, Grade::from),

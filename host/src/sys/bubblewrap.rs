@@ -15,6 +15,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+/// Up to so many mounts bubblewrap makes itself: a mount namespace besides its own costs as much.
+const FEW_ENTRIES: usize = 24;
+
 /// A mount namespace to be, and who runs in it.
 #[derive(Debug)]
 pub(crate) struct Bubblewrap {
@@ -163,8 +166,24 @@ impl Bubblewrap {
         Ok(())
     }
 
-    /// Mounts `mount` at `staged.at` before bubblewrap runs, where only it and what it starts sees
-    /// it: what bubblewrap itself could not reach or make can be shown by that path.
+    /// Shows files and folders of the host by their own names in the folder `at`, read-only.
+    ///
+    /// With each mount bubblewrap reads the list of all there are. So many are made before it runs, by root,
+    /// which can, in the folder that it is to run in, and bubblewrap shows that as one.
+    pub(crate) fn entries(&mut self, paths: &[PathBuf], at: &Path) {
+        if paths.len() > FEW_ENTRIES && matches!(self.identity, Identity::Stranger { .. }) {
+            let staging = self.folder.join("entries");
+            self.read_only(&staging, at);
+            self.stage(Staged::Entries { paths: paths.to_owned(), at: staging });
+        } else {
+            for path in paths {
+                self.read_only(path, &at.join(path.file_name().unwrap_or_default()));
+            }
+        }
+    }
+
+    /// Mounts something before bubblewrap runs, where only it and what it starts sees it: what bubblewrap
+    /// itself could not reach or make can be shown by that path.
     pub(crate) fn stage(&mut self, staged: Staged) {
         self.staged.push(staged);
     }

@@ -19,18 +19,38 @@ pub(crate) struct Mapping {
     namespace: OwnedFd,
 }
 
-/// A mount that is not attached yet, and where it will be.
+/// What is to be mounted before a helper runs, where only it sees it.
 #[derive(Debug)]
-pub(crate) struct Staged {
-    mount: OwnedFd,
-    at: PathBuf,
+pub(crate) enum Staged {
+    /// A mount that is not attached yet.
+    Mount {
+        /// The mount.
+        mount: OwnedFd,
+        /// Where it will be: a folder or file that is there.
+        at: PathBuf,
+    },
+    /// Files and folders of the host, by their own names in a folder in memory.
+    Entries {
+        /// On the host.
+        paths: Vec<PathBuf>,
+        /// Where the folder will be. It is made.
+        at: PathBuf,
+    },
 }
 
 /// [`Staged`], ready to be used between fork and exec.
 #[derive(Debug)]
-pub(super) struct Prepared {
-    mount: OwnedFd,
+pub(super) enum Prepared {
+    Mount { mount: OwnedFd, at: CString },
+    Entries { entries: Vec<PreparedEntry>, at: CString },
+}
+
+/// A file or folder, and where it is shown.
+#[derive(Debug)]
+pub(super) struct PreparedEntry {
+    from: CString,
     at: CString,
+    is_folder: bool,
 }
 
 impl Mapping {
@@ -74,7 +94,7 @@ impl Mapping {
         if set != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Staged { mount, at: at.to_owned() })
+        Ok(Staged::Mount { mount, at: at.to_owned() })
     }
 }
 
@@ -85,7 +105,20 @@ pub(crate) fn unsupported(error: &io::Error) -> bool {
 
 impl Staged {
     pub(super) fn prepare(self) -> io::Result<Prepared> {
-        Ok(Prepared { at: c_string(&self.at)?, mount: self.mount })
+        match self {
+            Staged::Mount { mount, at } => Ok(Prepared::Mount { at: c_string(&at)?, mount }),
+            Staged::Entries { paths, at } => {
+                let entry = |path: PathBuf| {
+                    Ok(PreparedEntry {
+                        is_folder: fs::symlink_metadata(&path)?.is_dir(),
+                        at: c_string(&at.join(path.file_name().unwrap_or_default()))?,
+                        from: c_string(&path)?,
+                    })
+                };
+                let entries = paths.into_iter().map(entry).collect::<io::Result<_>>()?;
+                Ok(Prepared::Entries { entries, at: c_string(&at)? })
+            }
+        }
     }
 }
 
@@ -101,14 +134,44 @@ pub(super) fn attach(mounts: &[Prepared]) -> io::Result<()> {
         done(libc::unshare(libc::CLONE_NEWNS).into())?;
         let flags = libc::MS_REC | libc::MS_SLAVE;
         done(libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null()).into())?;
-        for Prepared { mount, at } in mounts {
-            // MOVE_MOUNT_F_EMPTY_PATH of linux/mount.h.
-            const EMPTY_PATH: libc::c_uint = 4;
-            let (from, empty) = (mount.as_raw_fd(), c"".as_ptr());
-            done(libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, at.as_ptr(), EMPTY_PATH))?;
+        for prepared in mounts {
+            match prepared {
+                Prepared::Mount { mount, at } => {
+                    // MOVE_MOUNT_F_EMPTY_PATH of linux/mount.h.
+                    const EMPTY_PATH: libc::c_uint = 4;
+                    let (from, empty) = (mount.as_raw_fd(), c"".as_ptr());
+                    let at = at.as_ptr();
+                    done(libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, at, EMPTY_PATH))?;
+                }
+                Prepared::Entries { entries, at } => {
+                    // It may be there: what fails then is the mount.
+                    libc::mkdir(at.as_ptr(), 0o755);
+                    let (kind, flags) = (c"tmpfs".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV);
+                    let mode = c"mode=0755".as_ptr().cast();
+                    done(libc::mount(kind, at.as_ptr(), kind, flags, mode).into())?;
+                    entries.iter().try_for_each(|entry| entry.show())?;
+                }
+            }
         }
     }
     Ok(())
+}
+
+impl PreparedEntry {
+    /// Makes its mount point and mounts it there. Async-signal-safe.
+    fn show(&self) -> io::Result<()> {
+        let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        let (from, at) = (self.from.as_ptr(), self.at.as_ptr());
+        // SAFETY: plain system calls; the strings outlive them.
+        unsafe {
+            if self.is_folder {
+                done(libc::mkdir(at, 0o755))?;
+            } else {
+                done(libc::mknod(at, libc::S_IFREG | 0o644, 0))?;
+            }
+            done(libc::mount(from, at, std::ptr::null(), libc::MS_BIND, std::ptr::null()))
+        }
+    }
 }
 
 /// A process in a user namespace of its own that waits to be killed.

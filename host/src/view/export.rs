@@ -72,6 +72,7 @@ impl Exporter<'_> {
     /// Exports the read-only tree of `view`. In the guest everything in it belongs to root.
     pub(crate) fn base(&self, view: &View) -> Result<Export, ExportError> {
         let mut namespace = Bubblewrap::new(self.bwrap, self.identity);
+        namespace.in_folder(self.sockets);
         view.build(&mut namespace, Path::new(TREE)).map_err(ExportError::Prepare)?;
         let flags = ["--readonly", "--cache=always"].map(OsString::from);
         let ids = ["uid", "gid"].map(|id| format!("--translate-{id}=squash-host:0:0:4294967295").into());

@@ -71,12 +71,23 @@ const FOLDERS: &[(&str, u32)] = &[
 /// The tree of the host's programs, for a sandbox called `hostname`.
 pub(crate) fn host_tools(hostname: &str) -> Vec<Entry> {
     let mut tree = vec![bind("/usr"), Entry::MergedUsr];
-    tree.extend(FOLDERS.iter().map(|(path, mode)| Entry::Folder { path: path.into(), mode: *mode }));
+    tree.extend(folders());
     tree.extend(etc());
     tree.extend(localtime());
     tree.extend(nix_store());
+    tree.extend(files(hostname));
+    tree
+}
+
+/// The empty folders of every sandbox.
+pub(super) fn folders() -> impl Iterator<Item = Entry> {
+    FOLDERS.iter().map(|(path, mode)| Entry::Folder { path: path.into(), mode: *mode })
+}
+
+/// The files of every sandbox, called `hostname`.
+pub(super) fn files(hostname: &str) -> [Entry; 8] {
     let file = |path: &str, contents: String| Entry::File { path: path.into(), contents };
-    tree.extend([
+    [
         file("/etc/passwd", accounts::passwd()),
         file("/etc/group", accounts::group()),
         file("/etc/hostname", format!("{hostname}\n")),
@@ -86,8 +97,7 @@ pub(crate) fn host_tools(hostname: &str) -> Vec<Entry> {
         file("/etc/resolv.conf", "# no network\n".to_owned()),
         Entry::Link { path: "/etc/mtab".into(), target: "/proc/mounts".into() },
         Entry::Link { path: "/var/run".into(), target: "/run".into() },
-    ]);
-    tree
+    ]
 }
 
 /// What there is of [`ETC`]. The folders between are named too: those that bubblewrap makes by itself

@@ -8,13 +8,16 @@
 //! `/etc/shadow`, sockets, the host's `/proc` and `/sys`.
 
 mod accounts;
+mod closure;
 pub(crate) mod export;
 mod host;
 pub(crate) mod jail;
 mod share;
 
+use crate::env::STORE;
 use crate::sys::bubblewrap::Bubblewrap;
 pub(crate) use accounts::{home, ids};
+pub(crate) use closure::closure_tools;
 pub(crate) use host::host_tools;
 pub(crate) use share::{Share, ShareError, parse_mount, parse_workspace};
 use std::io;
@@ -65,6 +68,8 @@ pub(crate) enum Entry {
         /// Its text.
         contents: String,
     },
+    /// Entries of the Nix store, at their own paths, read-only.
+    Store(Vec<PathBuf>),
 }
 
 impl View {
@@ -86,6 +91,7 @@ impl View {
                 Entry::Folder { path, mode } => namespace.dir(&inside(path), *mode),
                 Entry::Link { path, target } => namespace.symlink(target, &inside(path)),
                 Entry::File { path, contents } => namespace.file(contents.as_bytes(), &inside(path))?,
+                Entry::Store(paths) => namespace.entries(paths, &inside(Path::new(STORE))),
             }
         }
         Ok(())

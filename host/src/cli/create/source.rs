@@ -1,11 +1,16 @@
 //! What a sandbox's programs come from, as nixo's callers say it: packages, a profile, a specification.
 //!
-//! There is no Nix behind it: the programs are the host's own, and what is named has to be among them.
+//! Where a flake with a catalog is named, Nix makes an environment of it. Where none is, the programs are the
+//! host's own, and what is named has to be among them.
 
-use crate::env::{EnvironmentError, packages};
-use firn_protocol::Text;
+use crate::cli::output::Output;
+use crate::config::Config;
+use crate::env::Record;
+use crate::env::packages;
+use crate::env::resolver::{Again, ResolveError, Resolver, name_of};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -47,15 +52,29 @@ const PROFILES: [(&str, &str, &[&str]); 4] = [
 
 /// What was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Source {
-    /// An environment, as the daemon is asked for it.
-    pub(super) environment: Option<Text>,
+pub(in crate::cli) struct Source {
+    /// An environment: as it was named, and as its folder once it is resolved.
+    pub(in crate::cli) environment: Option<OsString>,
     /// What has to be there.
-    pub(super) packages: Vec<String>,
+    pub(in crate::cli) packages: Vec<String>,
     /// What all of it is called. Absent: as the packages.
-    pub(super) profile: Option<String>,
+    pub(in crate::cli) profile: Option<String>,
     /// The network that goes with it.
-    pub(super) network: Option<String>,
+    pub(in crate::cli) network: Option<String>,
+    /// Variables of every command.
+    pub(in crate::cli) variables: BTreeMap<String, String>,
+    /// What names the packages.
+    list: List,
+}
+
+/// What names packages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum List {
+    /// Whoever asks for them.
+    #[default]
+    Own,
+    /// A profile, which a catalog has as a whole.
+    Profile,
 }
 
 /// What was asked for makes no sense.
@@ -64,9 +83,9 @@ pub(crate) enum SourceError {
     /// At most one.
     #[error("specify only one of --env, --profile, --spec, or --with")]
     Several,
-    /// There is no such environment.
+    /// There is no such environment, or it cannot be built.
     #[error(transparent)]
-    Environment(#[from] EnvironmentError),
+    Resolve(#[from] ResolveError),
     /// Nothing.
     #[error("--with requires at least one package name")]
     NoPackage,
@@ -99,8 +118,8 @@ pub(crate) enum SourceError {
     Spec(Vec<String>),
     /// Nothing keeps them.
     #[error(
-        "the spec sets variables ({0}), which a sandbox does not keep: give them to each command, as \
-         `firn exec -e NAME=VALUE`"
+        "the spec sets variables ({0}), which a sandbox of the host's programs does not keep: give them to each \
+         command, as `firn exec -e NAME=VALUE`"
     )]
     Variables(String),
 }
@@ -128,7 +147,7 @@ fn full() -> String {
 
 impl Source {
     /// These packages.
-    pub(super) fn with(packages: &[String]) -> Result<Source, SourceError> {
+    fn with(packages: &[String]) -> Result<Source, SourceError> {
         if packages.iter().all(String::is_empty) {
             return Err(SourceError::NoPackage);
         }
@@ -136,33 +155,107 @@ impl Source {
     }
 
     /// A profile of nixo's.
-    pub(super) fn profile(name: &str) -> Result<Source, SourceError> {
+    fn profile(name: &str) -> Result<Source, SourceError> {
         let (name, network, packages) = PROFILES
             .into_iter()
             .find(|(known, _, _)| *known == name)
             .ok_or_else(|| SourceError::Profile(name.to_owned()))?;
         Ok(Source {
-            environment: None,
             packages: packages.iter().map(|package| (*package).to_owned()).collect(),
             profile: Some(name.to_owned()),
             network: Some(network.to_owned()),
+            list: List::Profile,
+            ..Source::default()
         })
     }
 
     /// What the specification at `path` says.
-    pub(super) fn spec(path: &Path) -> Result<Source, SourceError> {
+    fn spec(path: &Path) -> Result<Source, SourceError> {
         let json =
             std::fs::read(path).map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
         let spec: Spec = serde_json::from_slice(&json)
             .map_err(|source| SourceError::Parse { path: path.to_owned(), source })?;
         spec.check()?;
         Ok(Source {
-            environment: None,
             // The certificates are there in any case, and no program.
             packages: checked(&spec.packages)?,
             profile: Some(spec.name),
             network: Some(spec.network),
+            variables: spec.env,
+            ..Source::default()
         })
+    }
+
+    /// An environment.
+    pub(in crate::cli) fn environment(name: impl Into<OsString>) -> Source {
+        Source { environment: Some(name.into()), ..Source::default() }
+    }
+
+    /// The one of these that is given: packages, a profile, a specification. None: none is.
+    pub(in crate::cli) fn listed(
+        with: Option<&[String]>,
+        profile: Option<&str>,
+        spec: Option<&Path>,
+    ) -> Result<Option<Source>, SourceError> {
+        match (with, profile, spec) {
+            (None, None, None) => Ok(None),
+            (Some(packages), None, None) => Source::with(packages).map(Some),
+            (None, Some(profile), None) => Source::profile(profile).map(Some),
+            (None, None, Some(spec)) => Source::spec(spec).map(Some),
+            _ => Err(SourceError::Several),
+        }
+    }
+
+    /// With the folder of its environment, if it is to have one, built if it has to be.
+    pub(in crate::cli) fn resolve(self, config: &Config, output: &mut Output) -> Result<Source, SourceError> {
+        if let Some(name) = &self.environment {
+            let folder = Resolver::new(config)?.find(name, &mut |told| output.told(&told));
+            output.clear();
+            return Ok(Source { environment: folder?.map(Into::into), ..self });
+        }
+        if self.packages.is_empty() {
+            return Ok(self);
+        }
+        if config.sources.flake.is_none() {
+            if self.variables.is_empty() {
+                return Ok(self);
+            }
+            let names: Vec<&str> = self.variables.keys().map(String::as_str).collect();
+            return Err(SourceError::Variables(names.join(", ")));
+        }
+        let record = self.build(config, Again::No, output)?;
+        Ok(Source {
+            environment: Some(record.path.into()),
+            // As it is called where the packages are the host's.
+            profile: self.profile.or_else(|| Some(format!("custom:{}", self.packages.join(",")))),
+            packages: Vec::new(),
+            ..Source::default()
+        }
+        .with_network(self.network))
+    }
+
+    /// Has Nix make an environment of the packages.
+    pub(in crate::cli) fn build(
+        &self,
+        config: &Config,
+        again: Again,
+        output: &mut Output,
+    ) -> Result<Record, SourceError> {
+        let resolver = Resolver::new(config)?;
+        let tell = &mut |told: crate::env::resolver::Told<'_>| output.told(&told);
+        let record = match (self.list, &self.profile) {
+            (List::Profile, Some(name)) => resolver.profile(name, again, tell),
+            _ => {
+                let name = self.profile.clone().unwrap_or_else(|| name_of(&self.packages));
+                resolver.packages(&name, &self.packages, &self.variables, again, tell)
+            }
+        };
+        output.clear();
+        Ok(record?)
+    }
+
+    fn with_network(self, network: Option<String>) -> Source {
+        Source { network, ..self }
     }
 }
 
@@ -192,10 +285,6 @@ impl Spec {
         }
         if !errors.is_empty() {
             return Err(SourceError::Spec(errors));
-        }
-        if !self.env.is_empty() {
-            let names: Vec<&str> = self.env.keys().map(String::as_str).collect();
-            return Err(SourceError::Variables(names.join(", ")));
         }
         Ok(())
     }
@@ -233,8 +322,8 @@ mod tests {
         );
         assert!(spec("{}").unwrap_err().starts_with("failed to parse spec file"));
         assert!(spec(r#"{"name":"x","packages":["../x"]}"#).unwrap_err().contains("no package name"));
-        let variables = spec(r#"{"name":"x","packages":["bash"],"env":{"A":"1"}}"#).unwrap_err();
-        assert!(variables.contains("(A)"), "{variables}");
+        let variables = spec(r#"{"name":"x","packages":["bash"],"env":{"A":"1"}}"#).unwrap().variables;
+        assert_eq!(variables, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert!(Source::spec(Path::new("/no/such")).is_err());
     }
 }

@@ -1,0 +1,31 @@
+# What an artifact's metadata.json says, as a value. The first four fields are those of nix-sandbox-mcp; with the others
+# firn makes the sandbox itself, a jail or a vm, and shows it the closure and nothing else.
+#
+#   environment   store path of the programs: bin/ becomes the sandbox's /bin
+#   interpreter   the program that runs the code on its stdin
+#   closure       the file beside metadata.json that names every store path to show, one a line
+#   env           variables of every command
+{
+  environment,
+  timeout_seconds ? 30,
+  memory_mb ? 512,
+  env ? { },
+}:
+let
+  atLeastOne =
+    what: number:
+    if builtins.isInt number && number >= 1 then
+      number
+    else
+      throw "${what} of '${environment.name}' must be a whole number, 1 or more";
+in
+{
+  inherit (environment) name;
+  interpreter_type = environment.interpreter;
+  timeout_seconds = atLeastOne "timeout_seconds" timeout_seconds;
+  memory_mb = atLeastOne "memory_mb" memory_mb;
+  environment = "${environment.programs}";
+  interpreter = "${environment.runner}/bin/run-${environment.name}";
+  closure = "closure";
+  inherit env;
+}
