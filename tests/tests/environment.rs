@@ -129,7 +129,7 @@ fn what_is_no_environment_is_explained(grade: Grade) {
     let folder = artifact(&host, METADATA);
     let path = folder.to_str().unwrap();
     for (args, part) in [
-        (&["--env", "no-such", "--", "true"][..], "it is host, python, shell, node"),
+        (&["--env", "no-such", "--", "true"][..], "`host`, `python`, `shell`, `node`"),
         (&["--env", "/usr", "--", "true"], "metadata.json"),
         (&["--env", path, "--", "true"], "stdin"),
         (&["--env", path, "--user", "sandbox"], "--user"),

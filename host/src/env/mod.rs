@@ -73,7 +73,7 @@ pub(crate) struct Artifact {
 pub(crate) enum EnvironmentError {
     /// Neither `host` nor a folder.
     #[error(
-        "there is no environment {0:?}: it is `host`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
+        "there is no environment {0:?}: it is `host`, `python`, `shell`, `node`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
     )]
     Unknown(String),
     /// This host has no such program.
