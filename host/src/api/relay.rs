@@ -9,47 +9,29 @@
 //! than the agent takes: nothing piles up here. The client is listened to at all times, so that its end is
 //! noticed at once, whatever the sandbox does.
 
+mod line;
+
 use super::phase::describe;
 use super::routes;
 use super::service::{Peer, Service};
-use super::types::{CreateRequest, EvaluateRequest, Notice, Refusal, RunRequest};
-use super::wire::{COMMAND, NOTICE};
+use super::types::{CreateRequest, EvaluateRequest, ExecRequest, Notice, Refusal, RunRequest};
+use super::wire::COMMAND;
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
-use bytes::{Buf as _, BytesMut};
-use firn_protocol::{Codec, Event, Frame, FrameError, Input, Kind, Reply, STDIN_WINDOW, Stdin};
-use futures::StreamExt as _;
+use firn_protocol::{Event, Frame, Input, Kind, Reply, STDIN_WINDOW, Stdin};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use serde::Serialize;
-use std::collections::VecDeque;
-use std::io;
-use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use line::{Gone, Line, Turn};
 use tokio::sync::mpsc;
-use tokio_util::codec::{Encoder as _, FramedRead};
 use tracing::Instrument as _;
 
 /// How much may wait for the client to read it until the agent is no longer listened to, in bytes.
 const ENOUGH: usize = 256 * 1024;
-
-/// How much is read at once to begin with, in bytes.
-const READ_AHEAD: usize = 16 * 1024;
-
-/// How many frames a client may send before its command is there: stdin is bounded by credit, but not the
-/// number of frames that it comes in.
-const MOST_EARLY: usize = 1024;
 
 /// How many notices of a launch may wait.
 const WAITING: usize = 16;
 
 /// The longest message of a client, in bytes.
 const LONGEST_INPUT: usize = 4 * 1024;
-
-/// How long a client may take to read the last words, once its sandbox is gone and the daemon ends.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How much stdin the client may send, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -64,133 +46,6 @@ impl Granted {
         match stdin {
             Stdin::Null => Granted(0),
             Stdin::Stream => Granted(u64::from(STDIN_WINDOW)),
-        }
-    }
-}
-
-/// The client is not there any more, or does what it must not.
-#[derive(Debug, thiserror::Error)]
-enum Gone {
-    #[error("the client is gone")]
-    Left,
-    #[error("the connection to the client failed")]
-    Failed(#[source] FrameError),
-    #[error("the client sent a {0:?} frame that must not come")]
-    Unexpected(Kind),
-    #[error("the client sent {0} bytes of stdin more than it was granted")]
-    TooMuch(u64),
-    #[error("the daemon ends")]
-    Forced,
-}
-
-/// What a turn on a line was.
-enum Turn {
-    Frame(Frame),
-    Written,
-}
-
-/// The stream to a client.
-#[derive(Debug)]
-struct Line {
-    read: FramedRead<OwnedReadHalf, Codec>,
-    write: OwnedWriteHalf,
-    outbox: BytesMut,
-    early: VecDeque<Frame>,
-}
-
-impl Line {
-    /// What is left of the connection after the answer that made it one.
-    async fn open(upgrade: OnUpgrade) -> Result<Line, Gone> {
-        let failed = |error: io::Error| Gone::Failed(error.into());
-        let upgraded = upgrade.await.map_err(|error| failed(io::Error::other(error)))?;
-        let parts = upgraded
-            .downcast::<TokioIo<UnixStream>>()
-            .map_err(|_impossible| failed(io::Error::other("not the connection that was accepted")))?;
-        let (read, write) = parts.io.into_inner().into_split();
-        let mut read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
-        read.read_buffer_mut().extend_from_slice(&parts.read_buf);
-        Ok(Line { read, write, outbox: BytesMut::new(), early: VecDeque::new() })
-    }
-
-    /// Puts a frame into the outbox.
-    fn post(&mut self, frame: Frame) {
-        // What the agent sent as a frame fits into one.
-        if let Err(error) = Codec.encode(frame, &mut self.outbox) {
-            tracing::error!(%error, "a frame cannot be passed on");
-        }
-    }
-
-    fn say<T: Serialize>(&mut self, kind: Kind, id: firn_protocol::RequestId, message: &T) {
-        match Frame::json(kind, id, message) {
-            Ok(frame) => self.post(frame),
-            Err(error) => tracing::error!(%error, "a message cannot be passed on"),
-        }
-    }
-
-    fn notice(&mut self, notice: &Notice) {
-        self.say(Kind::Event, NOTICE, notice);
-    }
-
-    /// The client's next frame, or some progress in sending. May be dropped at any time without loss.
-    async fn turn(&mut self) -> Result<Turn, Gone> {
-        if let Some(frame) = self.early.pop_front() {
-            return Ok(Turn::Frame(frame));
-        }
-        self.fresh_turn().await
-    }
-
-    async fn fresh_turn(&mut self) -> Result<Turn, Gone> {
-        tokio::select! {
-            frame = self.read.next() => match frame {
-                Some(Ok(frame)) => Ok(Turn::Frame(frame)),
-                Some(Err(error)) => Err(Gone::Failed(error)),
-                None => Err(Gone::Left),
-            },
-            written = self.write.write(&self.outbox), if !self.outbox.is_empty() => match written {
-                Ok(count) => {
-                    self.outbox.advance(count);
-                    Ok(Turn::Written)
-                }
-                Err(error) => Err(Gone::Failed(error.into())),
-            },
-        }
-    }
-
-    /// Sends what waits, and keeps what comes, until the client is gone.
-    async fn until_gone(&mut self) -> Gone {
-        loop {
-            match self.fresh_turn().await {
-                Ok(Turn::Written) => {}
-                Ok(Turn::Frame(frame)) if self.early.len() < MOST_EARLY => self.early.push_back(frame),
-                Ok(Turn::Frame(frame)) => return Gone::Unexpected(frame.kind),
-                Err(gone) => return gone,
-            }
-        }
-    }
-
-    /// Sends what waits until the client is gone. What it still says is of no interest.
-    async fn until_gone_unheard(&mut self) -> Gone {
-        loop {
-            if let Err(gone) = self.fresh_turn().await {
-                return gone;
-            }
-        }
-    }
-
-    /// Sends all that waits. What the client still says is of no interest.
-    async fn flush(&mut self) -> Result<(), Gone> {
-        while !self.outbox.is_empty() {
-            self.fresh_turn().await?;
-        }
-        Ok(())
-    }
-
-    /// Does some work while the client is listened to. None: the client is gone, and the work was given up.
-    async fn during<T>(&mut self, service: &Service, work: impl Future<Output = T>) -> Result<T, Gone> {
-        tokio::select! {
-            done = work => Ok(done),
-            gone = self.until_gone() => Err(gone),
-            () = service.end().force.cancelled() => Err(Gone::Forced),
         }
     }
 }
@@ -216,35 +71,37 @@ enum Leave {
     Over,
 }
 
+/// What a sandbox of a stream's own is there for.
+enum Work {
+    Command(ExecRequest),
+    Code(EvaluateRequest),
+}
+
+impl Work {
+    async fn begin(self, handle: &Handle, peer: &Peer) -> Result<Command, OperationError> {
+        match self {
+            Work::Command(asked) => handle.exec(asked, Some(peer.caller)).await,
+            Work::Code(asked) => handle.evaluate_once(asked, Some(peer.caller)).await,
+        }
+    }
+
+    fn is_detached(&self) -> bool {
+        matches!(self, Work::Command(ExecRequest { detach: true, .. }))
+    }
+
+    fn stdin(&self) -> Stdin {
+        match self {
+            Work::Command(asked) => asked.stdin,
+            Work::Code(asked) => asked.stdin,
+        }
+    }
+}
+
 /// A run: a sandbox that is there for the stream, and a command in it.
 pub(super) async fn run(service: Service, peer: Peer, upgrade: OnUpgrade, asked: RunRequest) {
-    let mut line = match Line::open(upgrade).await {
-        Ok(line) => line,
-        Err(gone) => return tracing::debug!(%gone, "a run ended before it began"),
-    };
-    let life = if asked.command.detach { Life::Command } else { Life::Ephemeral };
-    let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
-    let launched = launch(&service, &peer, &mut line, &asked.sandbox, life).instrument(span.clone()).await;
-    let handle = match launched {
-        Ok(Ok(handle)) => handle,
-        Ok(Err(refusal)) => {
-            line.notice(&Notice::Failed { refusal, console: None });
-            return close(&service, line).await;
-        }
-        Err(gone) => return tracing::info!(%gone, "a run ended while its sandbox came up"),
-    };
-    let id = handle.id();
-    span.record("sandbox", tracing::field::display(id));
-    let shares = asked.sandbox.workspace.is_some() || !asked.sandbox.mounts.is_empty();
-    let over = run_command(&service, &peer, &mut line, &handle, asked)
-        .instrument(tracing::info_span!("command", sandbox = %id))
-        .await;
-    let last = end_run(&service, &peer, &mut line, &handle, over, life, shares)
-        .instrument(tracing::info_span!("end", sandbox = %id))
-        .await;
-    if let Some(last) = last {
-        line.notice(&last);
-        close(&service, line).await;
+    match Line::open(upgrade).await {
+        Ok(line) => in_own_sandbox(service, peer, line, asked.sandbox, Work::Command(asked.command)).await,
+        Err(gone) => tracing::debug!(%gone, "a run ended before it began"),
     }
 }
 
@@ -254,28 +111,41 @@ pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, a
         Ok(line) => line,
         Err(gone) => return tracing::debug!(%gone, "code lost its client before it was run"),
     };
-    match asked.session.clone() {
-        Some(session) => evaluate_in(service, peer, line, &session, asked).await,
-        None => {
-            let sandbox = asked.sandbox.clone().unwrap_or_default();
-            if let Err(error) = service.manager().check_code(&sandbox) {
-                line.notice(&Notice::Failed { refusal: service.refuse(&error), console: None });
-                return close(&service, line).await;
-            }
-            let Some(handle) = come_up(&service, &peer, &mut line, &sandbox, Life::Ephemeral).await else {
-                return;
-            };
-            let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
-            line.notice(&Notice::Sandbox { sandbox: Box::new(handle.info()) });
-            let granted = Granted::of(asked.stdin);
-            let begun = handle.evaluate_once(asked, Some(peer.caller));
-            let over = relay_begun(&service, &mut line, begun, granted).await;
-            let last = end_run(&service, &peer, &mut line, &handle, over, Life::Ephemeral, shares).await;
-            if let Some(last) = last {
-                line.notice(&last);
-                close(&service, line).await;
-            }
+    if let Some(session) = asked.session.clone() {
+        return evaluate_in(service, peer, line, &session, asked).await;
+    }
+    let sandbox = asked.sandbox.clone().unwrap_or_default();
+    if let Err(error) = service.manager().check_code(&sandbox) {
+        line.notice(&failed(&service, &error, String::new()));
+        return line.close(&service).await;
+    }
+    in_own_sandbox(service, peer, line, sandbox, Work::Code(asked)).await;
+}
+
+async fn in_own_sandbox(service: Service, peer: Peer, mut line: Line, sandbox: CreateRequest, work: Work) {
+    let life = if work.is_detached() { Life::Command } else { Life::Ephemeral };
+    let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
+    let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
+    let launched = launch(&service, &peer, &mut line, sandbox, life).instrument(span.clone()).await;
+    let handle = match launched {
+        Ok(Ok(handle)) => handle,
+        Ok(Err(refusal)) => {
+            line.notice(&Notice::Failed { refusal, console: None });
+            return line.close(&service).await;
         }
+        Err(gone) => return tracing::info!(%gone, "a run ended while its sandbox came up"),
+    };
+    let id = handle.id();
+    span.record("sandbox", tracing::field::display(id));
+    let over = do_work(&service, &peer, &mut line, &handle, work)
+        .instrument(tracing::info_span!("command", sandbox = %id))
+        .await;
+    let last = end_run(&service, &peer, &mut line, &handle, over, life, shares)
+        .instrument(tracing::info_span!("end", sandbox = %id))
+        .await;
+    if let Some(last) = last {
+        line.notice(&last);
+        line.close(&service).await;
     }
 }
 
@@ -294,72 +164,34 @@ async fn evaluate_in(service: Service, peer: Peer, mut line: Line, session: &str
     let found = match while_told(&service, &mut line, &mut told, found).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
-            line.notice(&Notice::Failed { refusal: service.refuse(&error), console: None });
-            return close(&service, line).await;
+            line.notice(&failed(&service, &error, String::new()));
+            return line.close(&service).await;
         }
         Err(gone) => return tracing::info!(%gone, "the client left before its session was there"),
     };
     line.notice(&Notice::Session { session: Box::new(found.info()), created: found.created });
     let granted = Granted::of(asked.stdin);
-    let (over, conclusion) = relay_begun(&service, &mut line, found.evaluate(asked, by), granted).await;
-    let timed_out = matches!(&conclusion, Some(Notice::Ended { timed_out: true, .. }));
-    let last = match over {
-        Over::Ended | Over::Detached(_) => conclusion,
-        Over::Failed(_) if timed_out => conclusion,
-        Over::Failed(error) => Some(failed(&service, &error, found.handle.console())),
-        Over::Gone(gone) => return tracing::info!(%gone, "the client of a run is gone"),
-    };
-    if let Some(last) = last {
-        line.notice(&last);
-    }
-    close(&service, line).await;
-}
-
-/// Begins a command, and passes on both ways until it is over.
-async fn relay_begun(
-    service: &Service,
-    line: &mut Line,
-    begun: impl Future<Output = Result<Command, OperationError>>,
-    granted: Granted,
-) -> (Over, Option<Notice>) {
-    let mut command = match line.during(service, begun).await {
-        Ok(Ok(command)) => command,
-        Ok(Err(error)) => return (Over::Failed(error), None),
-        Err(gone) => return (Over::Gone(gone), None),
-    };
-    service.metrics().command();
-    let over = relay(service, line, &mut command, granted, Leave::Over).await;
-    (over, ended(&command))
-}
-
-/// The sandbox of a stream, or none if it did not come up, which was said.
-async fn come_up(
-    service: &Service,
-    peer: &Peer,
-    line: &mut Line,
-    sandbox: &CreateRequest,
-    life: Life,
-) -> Option<Handle> {
-    match launch(service, peer, line, sandbox, life).await {
-        Ok(Ok(handle)) => return Some(handle),
-        Ok(Err(refusal)) => {
-            line.notice(&Notice::Failed { refusal, console: None });
-            let _ = tokio::time::timeout(LAST_WORDS, line.flush()).await;
+    let (over, conclusion) = match line.during(&service, found.evaluate(asked, by)).await {
+        Ok(Ok(mut command)) => {
+            service.metrics().command();
+            let over = relay(&service, &mut line, &mut command, granted, Leave::Over).await;
+            (over, ended(&command))
         }
-        Err(gone) => tracing::info!(%gone, "a client left while its sandbox came up"),
-    }
-    None
+        Ok(Err(error)) => (Over::Failed(error), None),
+        Err(gone) => (Over::Gone(gone), None),
+    };
+    finish(&service, line, &found.handle, over, conclusion).await;
 }
 
 async fn launch(
     service: &Service,
     peer: &Peer,
     line: &mut Line,
-    sandbox: &CreateRequest,
+    sandbox: CreateRequest,
     life: Life,
 ) -> Result<Result<Handle, Refusal>, Gone> {
     let (tell, mut told) = mpsc::channel(WAITING);
-    let launched = routes::launch(service, sandbox.clone(), life, peer.caller, move |notice| {
+    let launched = routes::launch(service, sandbox, life, peer.caller, move |notice| {
         // Who does not read misses some of it.
         let _ = tell.try_send(notice);
     });
@@ -385,20 +217,20 @@ async fn while_told<T>(
     }
 }
 
-/// The command of a run, to its end, and what is to be said after it.
-async fn run_command(
+/// What a sandbox of a stream's own is there for, to its end, and what is to be said after it.
+async fn do_work(
     service: &Service,
     peer: &Peer,
     line: &mut Line,
     handle: &Handle,
-    asked: RunRequest,
+    work: Work,
 ) -> (Over, Option<Notice>) {
-    let detached = asked.command.detach;
+    let detached = work.is_detached();
     if !detached {
         line.notice(&Notice::Sandbox { sandbox: Box::new(handle.info()) });
     }
-    let granted = Granted::of(asked.command.stdin);
-    let mut command = match line.during(service, handle.exec(asked.command, Some(peer.caller))).await {
+    let granted = Granted::of(work.stdin());
+    let mut command = match line.during(service, work.begin(handle, peer)).await {
         Ok(Ok(command)) => command,
         Ok(Err(error)) => return (Over::Failed(error), None),
         Err(gone) => return (Over::Gone(gone), None),
@@ -509,39 +341,28 @@ pub(super) async fn command(
         let leave = if detached { Leave::Started } else { Leave::Over };
         let over = relay(&service, &mut line, &mut command, granted, leave).await;
         let conclusion = ended(&command);
-        let timed_out = matches!(&conclusion, Some(Notice::Ended { timed_out: true, .. }));
         // One that is not detached ends here, if it has not.
         drop(command);
-        let last = match over {
-            Over::Ended => conclusion,
-            Over::Detached(command) => Some(Notice::Detached { command }),
-            Over::Failed(_) if timed_out => conclusion,
-            Over::Failed(error) => Some(failed(&service, &error, handle.console())),
-            Over::Gone(gone) => return tracing::info!(%gone, "the client of a command is gone"),
-        };
-        if let Some(last) = last {
-            line.notice(&last);
-        }
-        close(&service, line).await;
+        finish(&service, line, &handle, over, conclusion).await;
     }
     .instrument(span)
     .await;
 }
 
-/// Sends the rest and ends the stream.
-async fn close(service: &Service, mut line: Line) {
-    let flushed = tokio::select! {
-        flushed = line.flush() => flushed,
-        () = service.end().force.cancelled() => Err(Gone::Forced),
-        () = async {
-            service.end().drain.cancelled().await;
-            tokio::time::sleep(LAST_WORDS).await;
-        } => Err(Gone::Forced),
+/// Says how a command of a sandbox that goes on has ended, and ends the stream.
+async fn finish(service: &Service, mut line: Line, handle: &Handle, over: Over, conclusion: Option<Notice>) {
+    let timed_out = matches!(&conclusion, Some(Notice::Ended { timed_out: true, .. }));
+    let last = match over {
+        Over::Ended => conclusion,
+        Over::Detached(command) => Some(Notice::Detached { command }),
+        Over::Failed(_) if timed_out => conclusion,
+        Over::Failed(error) => Some(failed(service, &error, handle.console())),
+        Over::Gone(gone) => return tracing::info!(%gone, "the client of a command is gone"),
     };
-    if let Err(gone) = flushed {
-        tracing::debug!(%gone, "the client does not hear the end");
+    if let Some(last) = last {
+        line.notice(&last);
     }
-    let _ = line.write.shutdown().await;
+    line.close(service).await;
 }
 
 /// Passes on both ways.
@@ -554,7 +375,7 @@ async fn relay(
 ) -> Over {
     loop {
         tokio::select! {
-            event = command.next(), if line.outbox.len() < ENOUGH => {
+            event = command.next(), if line.waiting() < ENOUGH => {
                 let event = match event {
                     Ok(event) => event,
                     Err(error) => return Over::Failed(error),
