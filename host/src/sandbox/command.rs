@@ -3,9 +3,14 @@
 //! What the agent is told to enforce is enforced here once more: the sandbox may be hostile. A command
 //! whose end never comes after its timeout is given up, and one whose sandbox ends has ended too.
 
+mod account;
+mod following;
+
+pub(super) use following::follow_all;
+
 use super::activity::Activity;
 use super::audit::{ARGUMENTS, Details};
-use super::entry::{Entry, Status, Termination};
+use super::entry::{Entry, Status};
 use super::failpoint;
 use super::launch::{Ended, Up};
 use super::log::Log;
@@ -20,13 +25,15 @@ use crate::spec::protection::milliseconds;
 use crate::sys::clock;
 use crate::sys::limits::Events;
 use crate::view::WORKSPACE;
+use account::{Account, Run};
 use bytes::Bytes;
 use firn_protocol::{
-    Attach, CommandState, DEFAULT_GRACE_MS, EndedBy, Exec, ExitStatus, Exited, FailureCode, Input, Keep,
-    MAX_CODE, Ran, SessionInterrupt, SessionRun, Stdin, Text, Variable,
+    Attach, CommandState, DEFAULT_GRACE_MS, Exec, Exited, FailureCode, Input, Keep, MAX_CODE, Ran,
+    SessionInterrupt, SessionRun, Stdin, Text, Variable,
 };
+use following::Following;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// How much later than the agent the daemon itself calls a timeout.
@@ -40,9 +47,6 @@ const KEPT_OUTPUT: u32 = 1 << 20;
 
 /// Whoever started a command that is attached to may have given it one.
 const ANY_TIMEOUT: Option<u64> = Some(u64::MAX);
-
-/// How long to wait before a log that broke off is gone on with.
-const BREATH: Duration = Duration::from_secs(1);
 
 /// A command under way, or attached to. Dropping it ends the command unless it is detached.
 #[derive(Debug)]
@@ -67,15 +71,6 @@ pub(crate) struct Command {
     _activity: Activity,
 }
 
-/// A run of a session.
-#[derive(Clone, Debug)]
-struct Run {
-    session: String,
-    number: u64,
-    /// How long it may take to end when it was interrupted.
-    grace: Duration,
-}
-
 /// Who attaches to a detached command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
@@ -83,15 +78,6 @@ enum Reader {
     Client,
     /// Its log, which misses nothing: the command waits for it. Stdin stays whose it is.
     Log,
-}
-
-/// What is told of a command at its end.
-#[derive(Debug)]
-struct Account {
-    started: Instant,
-    by: Option<Caller>,
-    number: Option<u64>,
-    run: Option<Run>,
 }
 
 impl Command {
@@ -137,7 +123,7 @@ impl Command {
         let details = number.iter().fold(details, |details, number| details.with("command", *number));
         entry.note("exec-started", by, details);
         failpoint::reached("exec-recorded");
-        let account = Account { started: Instant::now(), by, number, run: None };
+        let account = Account::open(by, number, None);
         let status = entry.watch();
         let before = up.cgroup.events();
         let running = match up.dialer.dial().await.and_then(|connection| connection.exec(exec)) {
@@ -224,7 +210,7 @@ impl Command {
             timed_out: false,
             run: Some(run.clone()),
             before,
-            account: Some(Account { started: Instant::now(), by, number: None, run: Some(run) }),
+            account: Some(Account::open(by, None, Some(run))),
             status,
             _activity: activity,
         })
@@ -440,55 +426,6 @@ impl Drop for Command {
     }
 }
 
-impl Account {
-    fn details(&self) -> Details {
-        let details = Details::default().with("durationMs", milliseconds(self.started.elapsed()));
-        let details = self.number.iter().fold(details, |details, number| details.with("command", *number));
-        self.run.iter().fold(details, |details, run| {
-            details.with("session", run.session.clone()).with("run", run.number)
-        })
-    }
-
-    fn event(&self) -> &'static str {
-        if self.run.is_some() { "run-ended" } else { "exec-exited" }
-    }
-
-    fn ran(self, entry: &Entry, ran: &Ran) {
-        let details = self
-            .details()
-            .with("exitCode", ran.exit_code)
-            .with("outcome", serde_json::to_value(ran.outcome).unwrap_or_default())
-            .with("stateLost", ran.state_lost)
-            .with("outputBytes", ran.stdout_bytes.saturating_add(ran.stderr_bytes));
-        entry.note(self.event(), self.by, details);
-    }
-
-    fn close(self, entry: &Entry, exited: &Exited) {
-        let details = match exited.status {
-            ExitStatus::Code(code) => self.details().with("exitCode", code),
-            ExitStatus::Signal(signal) => self.details().with("signal", signal),
-        };
-        let details = match exited.ended_by {
-            EndedBy::Itself => details,
-            EndedBy::Timeout => details.with("endedBy", "timeout"),
-            EndedBy::Cancel => details.with("endedBy", "cancel"),
-        };
-        let details = details.with("outputBytes", exited.stdout_bytes.saturating_add(exited.stderr_bytes));
-        let exceeded = serde_json::to_value(&exited.exceeded).unwrap_or_default();
-        entry.note("exec-exited", self.by, details.with("exceeded", exceeded));
-    }
-
-    fn not_started(self, entry: &Entry, reason: &str) {
-        entry.note(self.event(), self.by, self.details().with("reason", reason));
-    }
-
-    /// By `client`, which went away; `sandbox`, which ended or broke the protocol; or `daemon`, which waited
-    /// long enough.
-    fn end(self, entry: &Entry, ended_by: &str) {
-        entry.note(self.event(), self.by, self.details().with("endedBy", ended_by));
-    }
-}
-
 /// Ends a run that nobody waits for.
 async fn give_up(up: Arc<Up>, run: Run) {
     let Run { session, number, grace } = run;
@@ -600,116 +537,6 @@ async fn why(
 
 fn broken(error: GuestError) -> OperationError {
     OperationError::Sandbox(Arc::new(error.into()))
-}
-
-/// The log of a detached command, which is written to the command's end.
-struct Following {
-    entry: Arc<Entry>,
-    number: u64,
-    log: Log,
-    /// Of a command that this daemon has started.
-    account: Option<Account>,
-}
-
-impl Following {
-    /// Follows `command` in a task of its own, which ends with the daemon: the command does not, and the next
-    /// one goes on with the log. `last`: the command has ended already.
-    fn begin(self, command: Command, last: Option<Box<Exited>>) {
-        let shared = Arc::clone(&self.entry.shared);
-        let released = Arc::clone(&shared);
-        shared.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = released.released() => {}
-                () = self.follow(command, last) => {}
-            }
-        });
-    }
-
-    async fn follow(mut self, command: Command, last: Option<Box<Exited>>) {
-        let _followed = self.entry.followed(self.number);
-        let exited = match last {
-            Some(exited) => Some(exited),
-            None => self.write(command).await,
-        };
-        let Following { entry, number, account, .. } = self;
-        let account =
-            account.unwrap_or(Account { started: Instant::now(), by: None, number: Some(number), run: None });
-        let Some(exited) = exited else { return account.end(&entry, "sandbox") };
-        account.close(&entry, &exited);
-        if entry.life == Life::Command && entry.written().facts.main_command == Some(number) {
-            let reason = match exited.status {
-                ExitStatus::Code(code) => format!("its command ended: exit code {code}"),
-                ExitStatus::Signal(signal) => format!("its command ended: signal {signal}"),
-            };
-            entry.terminate(Termination::Stop { grace: Duration::ZERO, reason });
-        }
-    }
-
-    /// Writes down what the command says. None: its sandbox has ended, or knows nothing of it.
-    async fn write(&mut self, mut command: Command) -> Option<Box<Exited>> {
-        loop {
-            let written = match command.next().await {
-                Ok(ExecEvent::Stdout(chunk) | ExecEvent::Stderr(chunk)) => self.log.append(&chunk),
-                Ok(ExecEvent::Attached { from }) => self.log.skip(from),
-                Ok(ExecEvent::Skipped(bytes)) => self.log.skip(self.log.end().saturating_add(bytes)),
-                Ok(ExecEvent::Exited(exited)) => return Some(exited),
-                Ok(ExecEvent::NotStarted(_)) => return None,
-                Ok(_) => Ok(()),
-                Err(OperationError::NoCommand { .. }) => return None,
-                Err(error) => {
-                    if self.entry.status().up.is_some() {
-                        tracing::warn!(sandbox = %self.entry.id, command = self.number, error = in_full(&error), "the log of a command broke off");
-                    }
-                    command = self.attach_again().await?;
-                    Ok(())
-                }
-            };
-            if let Err(error) = written {
-                // The command goes on; what it says is not kept.
-                tracing::error!(sandbox = %self.entry.id, command = self.number, %error, "cannot write a log");
-            }
-        }
-    }
-
-    /// Goes on where the log ends, as soon as the sandbox lets it: one that stands still does not. None: it
-    /// has ended.
-    async fn attach_again(&self) -> Option<Command> {
-        loop {
-            self.entry.status().up?;
-            tokio::time::sleep(BREATH).await;
-            if let Ok(command) = follower(&self.entry, self.number, &self.log).await {
-                return Some(command);
-            }
-        }
-    }
-}
-
-/// Attaches to a command whose output is written down: it waits until it is.
-async fn follower(entry: &Arc<Entry>, number: u64, log: &Log) -> Result<Command, OperationError> {
-    let request = AttachRequest { command: Some(number), from: Some(log.end()) };
-    Command::attach_as(entry, &request, Reader::Log).await
-}
-
-/// After a sandbox was taken over: goes on with the logs of the commands in it.
-pub(super) async fn follow_all(entry: &Arc<Entry>) {
-    let Ok(up) = entry.admit(Operation::Use) else { return };
-    let commands = async { up.dialer.dial().await?.commands().await };
-    let commands = match commands.await {
-        Ok(commands) => commands,
-        Err(error) => {
-            tracing::warn!(sandbox = %entry.id, error = in_full(&error), "cannot ask for its commands");
-            return;
-        }
-    };
-    let last = entry.written().facts.last_command;
-    for command in commands.iter().filter(|command| command.command <= last) {
-        let number = command.command;
-        let Ok(log) = entry.logs().write(number) else { continue };
-        if let Ok(attached) = follower(entry, number, &log).await {
-            Following { entry: Arc::clone(entry), number, log, account: None }.begin(attached, None);
-        }
-    }
 }
 
 /// Asks all detached commands to end, and waits for that no longer than `grace`.
