@@ -5,48 +5,38 @@
 //! `Jail`. Everything is written down before it is made, so what a killed daemon leaves is undone by the
 //! next one, or taken over if it had come up.
 
-use super::SandboxId;
+mod guest;
+mod jail;
+mod sight;
+
+pub(super) use guest::spare_vm;
+pub(super) use jail::{spare_jail, with_ours};
+
 use super::manager::OperationError;
-use super::place::{self, Helpers, Place, PlaceError, Site};
+use super::place::{self, Place, PlaceError, Site};
 use super::spare::{self, Spare};
 use crate::causes::in_full;
-use crate::config::{Config, ConfigError, Program};
+use crate::config::{Config, ConfigError};
 use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
-use crate::jail::{self, Jail, JailError};
+use crate::jail::{Jail, JailError};
 use crate::spec::protection::{Isolation, Maker, Protection, milliseconds};
 use crate::spec::{Degraded, Grade};
 use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
-use crate::sys::facts::host_facts;
 use crate::sys::limits::{Events, Limits, Mechanisms};
-use crate::sys::process::{Mounts, ProcessId, Station, Unmounting};
-use crate::view::export::Export;
-use crate::view::{Share, View, closure_tools, host_tools};
-use crate::vm::image::{Image, ImageError, Images, KernelSource, Request, Step};
-use crate::vm::vmm::Confinement;
-use crate::vm::vmm::backend::{Backend, ChooseError};
-use crate::vm::{self, Boot, Exporter, Guest, Phase, Vm, VmError};
+use crate::sys::process::{Mounts, ProcessId, Unmounting};
+use crate::vm::image::{ImageError, Step};
+use crate::vm::vmm::backend::ChooseError;
+use crate::vm::{self, Phase, Vm, VmError};
 use firn_protocol::{Exceeded, ResourceLimit};
+use guest::Ground;
 use serde::{Deserialize, Serialize};
+use sight::Sight;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::task::JoinError;
-
-/// Processes of a jail that are not the command's: bubblewrap outside, the agent, and the supervisor
-/// of the command.
-const JAIL_PROCESSES: u64 = 3;
-
-/// What the VMM and its helpers may use beside the guest's memory, in bytes: a few times what they
-/// do (docs/BENCHMARKS.md), since a guest that drives them further may be up to no good. The files
-/// they read count until the kernel wants their memory back.
-const VM_MEMORY: u64 = 1 << 30;
-
-/// How many threads they may have. QEMU starts some for each processor and each queue, virtiofsd for
-/// what it is asked.
-const VM_PROCESSES: u64 = 1024;
 
 /// A sandbox that could not be brought up.
 #[derive(Debug, thiserror::Error)]
@@ -199,12 +189,7 @@ pub(crate) struct Remains {
 #[serde(rename_all = "snake_case")]
 enum InsideRemains {
     Vm(vm::Remains),
-    Jail(jail::Remains),
-}
-
-/// How many processes a jail's control group is held to, when its commands may have so many.
-pub(crate) fn with_ours(processes: u64) -> u64 {
-    processes.saturating_add(JAIL_PROCESSES)
+    Jail(crate::jail::Remains),
 }
 
 impl Up {
@@ -272,7 +257,7 @@ impl Sandbox {
             spare::Kind::Jail(jail) => {
                 progress(Progress::Jail);
                 let isolation = Isolation::Jail { maker: Maker::Firn, instead_of_vm: None };
-                let facts = Facts::new(spec, &isolation, place.mechanisms(), jail_limits(spec), None);
+                let facts = Facts::new(spec, &isolation, place.mechanisms(), jail::limits(spec), None);
                 Ok(Sandbox::new(Inside::Jail(jail), place, facts))
             }
         }
@@ -299,9 +284,9 @@ impl Sandbox {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Sandbox, LaunchError> {
         progress(Progress::Jail);
-        let (jail, place, maker, wrapper) = start_jail(config, spec, site)?;
+        let (jail, place, maker, wrapper) = jail::start(config, spec, site)?;
         let isolation = Isolation::Jail { maker, instead_of_vm };
-        let facts = Facts::new(spec, &isolation, place.mechanisms(), jail_limits(spec), wrapper);
+        let facts = Facts::new(spec, &isolation, place.mechanisms(), jail::limits(spec), wrapper);
         Ok(Sandbox::new(Inside::Jail(Box::new(jail)), place, facts))
     }
 
@@ -467,192 +452,6 @@ impl Sandbox {
     }
 }
 
-/// A guest that knows nothing, for whoever will ask for one like `spec`.
-pub(super) async fn spare_vm(
-    config: &Config,
-    spec: &Spec,
-    site: Site,
-) -> Result<(spare::Kind, Place), LaunchError> {
-    let mut nobody_listens = |_| {};
-    let ground = Ground::make(config, spec, site, &mut nobody_listens).await?;
-    let (guest, place, backend) = ground.boot(config, spec, Vec::new(), &mut nobody_listens).await?;
-    Ok((spare::Kind::Vm(Box::new(guest), backend), place))
-}
-
-/// A jail, for whoever will ask for one like `spec`.
-pub(super) async fn spare_jail(
-    config: &Config,
-    spec: &Spec,
-    site: Site,
-) -> Result<(spare::Kind, Place), LaunchError> {
-    let (jail, place, ..) = start_jail(config, spec, site)?;
-    let dialer = jail.dialer();
-    let answered = async { dialer.dial().await?.ping().await };
-    tokio::select! {
-        answered = answered => answered.map_err(Ended::from)?,
-        ended = jail.ended() => return Err(Ended::from(ended).into()),
-    }
-    Ok((spare::Kind::Jail(Box::new(jail)), place))
-}
-
-/// What a vm is made from, before anything of it runs.
-struct Ground {
-    place: Place,
-    backend: Backend,
-    image: Image,
-}
-
-impl Ground {
-    async fn make(
-        config: &Config,
-        spec: &Spec,
-        site: Site,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<Ground, LaunchError> {
-        progress(Progress::Image);
-        // What is missing is told before seconds are spent on an image.
-        config.program(Program::Bwrap)?;
-        config.program(Program::Virtiofsd)?;
-        let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
-        let image = image(Images::new(&config.cache_dir), request, progress).await?;
-        let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
-        let place = site.claim(backend.device(), &vm_limits(spec), Helpers::Several)?;
-        place.make_sockets()?;
-        Ok(Ground { place, backend, image })
-    }
-
-    /// Boots the guest, with these exports.
-    async fn boot(
-        self,
-        config: &Config,
-        spec: &Spec,
-        exports: Vec<Export>,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<(Guest, Place, Backend), LaunchError> {
-        let Ground { place, backend, image } = self;
-        let bwrap = config.program(Program::Bwrap)?;
-        let record = |role: &'static str, id| place.record(role, id);
-        let boot = Boot {
-            image: &image,
-            spec,
-            backend: &backend,
-            confinement: Confinement {
-                bwrap: &bwrap,
-                identity: place.identity(),
-                station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
-                sockets: &place.sockets(),
-            },
-        };
-        let guest = boot.run(exports, &mut |phase| progress(Progress::Vm(phase))).await;
-        Ok((guest.map_err(Ended::from)?, place, backend))
-    }
-}
-
-/// What a guest is to see of the host.
-struct Sight {
-    hostname: String,
-    view: View,
-    wrapper: Option<Wrapper>,
-}
-
-impl Sight {
-    fn of(spec: &Spec, id: SandboxId) -> Sight {
-        let hostname = format!("firn-{id}");
-        let view = |base| View { base, shares: spec.shares.clone() };
-        let (view, wrapper) = match &spec.environment {
-            Environment::Host | Environment::Code(_) => (view(host_tools(&hostname)), None),
-            Environment::Artifact(artifact) => {
-                let mut view = view(host_tools(&hostname));
-                view.show(&artifact.folder);
-                let project = |share: &Share| artifact.project(&share.target, &share.target);
-                (view, Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect())))
-            }
-            Environment::Closure(closure) => {
-                (view(closure_tools(closure, &hostname)), Some(closure.wrapper()))
-            }
-        };
-        Sight { hostname, view, wrapper }
-    }
-
-    /// Starts what exports it.
-    fn export(&self, config: &Config, spec: &Spec, place: &Place) -> Result<Vec<Export>, LaunchError> {
-        let (bwrap, virtiofsd) = (config.program(Program::Bwrap)?, config.program(Program::Virtiofsd)?);
-        let record = |role: &'static str, id| place.record(role, id);
-        let exporter = Exporter {
-            bwrap: &bwrap,
-            virtiofsd: &virtiofsd,
-            identity: place.identity(),
-            station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
-            sockets: &place.sockets(),
-        };
-        Ok(vm::exports(&exporter, spec, &self.view).map_err(Ended::from)?)
-    }
-
-    /// Makes a guest that has the exports the sandbox.
-    async fn configure(
-        self,
-        guest: Guest,
-        spec: &Spec,
-        place: Place,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<Sandbox, LaunchError> {
-        progress(Progress::Vm(Phase::Configuring));
-        let vm = guest.configure(spec, &self.view, self.hostname).await.map_err(Ended::from)?;
-        let isolation = Isolation::Vm { vmm: vm.vmm().name(), accelerator: vm.vmm().accelerator() };
-        let facts = Facts::new(spec, &isolation, place.mechanisms(), vm_limits(spec), self.wrapper);
-        Ok(Sandbox::new(Inside::Vm(Box::new(vm)), place, facts))
-    }
-}
-
-fn vm_limits(spec: &Spec) -> Limits {
-    Limits {
-        memory: Some(spec.memory.0.saturating_add(VM_MEMORY)),
-        processes: Some(VM_PROCESSES),
-        // The guest has the processors it was given.
-        cpus: None,
-    }
-}
-
-fn jail_limits(spec: &Spec) -> Limits {
-    Limits { memory: Some(spec.memory.0), processes: Some(with_ours(spec.processes)), cpus: spec.cpus }
-}
-
-fn start_jail(
-    config: &Config,
-    spec: &Spec,
-    site: Site,
-) -> Result<(Jail, Place, Maker, Option<Wrapper>), LaunchError> {
-    let bwrap = config.program(Program::Bwrap)?;
-    let agent = config.program(Program::Agent)?;
-    let limits = jail_limits(spec);
-    let id = site.id;
-    let hostname = format!("firn-{id}");
-    let place = site.claim(None, &limits, Helpers::One)?;
-    if place.mechanisms().cannot_limit_cpus(&limits) && spec.degraded == Degraded::Refused {
-        return Err(LaunchError::Unenforceable);
-    }
-    let record = |role: &'static str, id| place.record(role, id);
-    let bringup = jail::Bringup {
-        bwrap: &bwrap,
-        agent: &agent,
-        spec,
-        hostname: &hostname,
-        identity: place.identity(),
-        station: Station { cgroup: place.cgroup(), folder: place.folder(), record: &record },
-    };
-    let (jail, maker, wrapper) = match &spec.environment {
-        Environment::Host | Environment::Code(_) | Environment::Closure(_) => {
-            let Sight { view, wrapper, .. } = Sight::of(spec, id);
-            (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, wrapper)
-        }
-        Environment::Artifact(artifact) => {
-            let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
-            (jail, Maker::Environment, Some(wrapper))
-        }
-    };
-    Ok((jail, place, maker, wrapper))
-}
-
 /// Removes a place that nothing uses any more. It waits for processes to be gone.
 pub(super) async fn remove(place: Place) {
     let _ = tokio::task::spawn_blocking(move || drop(place)).await;
@@ -692,25 +491,4 @@ impl Facts {
 
 fn failed(error: impl Into<Ended>) -> OperationError {
     OperationError::Sandbox(Arc::new(error.into()))
-}
-
-/// Gets the guest image. Making one takes seconds, in which its end can still be asked for.
-async fn image(
-    images: Images,
-    request: Request,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<Image, LaunchError> {
-    let (tell, mut told) = mpsc::channel(16);
-    let mut making = tokio::task::spawn_blocking(move || {
-        images.ensure(&request, &mut |step| {
-            // Nobody listens any more when the launch was given up.
-            let _ = tell.blocking_send(step);
-        })
-    });
-    loop {
-        tokio::select! {
-            Some(step) = told.recv() => progress(Progress::Building(step)),
-            made = &mut making => return Ok(made.map_err(LaunchError::Interrupted)??),
-        }
-    }
 }
