@@ -10,12 +10,13 @@
 //! While it is idle it still reads what the interpreter's streams bring, and drops it: what an earlier run
 //! left running does not wait for a reader, and is not taken for the next run's output.
 
-use super::interpreter::{Heard, Interpreter, Outcome, Said};
-use super::run::{Budget, Run, RunStdin};
+use super::course::{Course, End, ended_outcome, said_outcome};
+use super::interpreter::{Heard, Interpreter, Said};
+use super::run::{Run, RunStdin};
 use super::{Phase, Session, closed, folder, uptime_ms};
 use crate::agent::Agent;
 use crate::connection::failure;
-use crate::exec::{Ended, Order, Output, not_started};
+use crate::exec::{Order, Output, not_started};
 use firn_protocol::{Driver, Event, FailureCode, Kind, NotStarted, NotStartedReason, Ran, Reply, RunOutcome};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -28,7 +29,7 @@ use tokio::time::Instant;
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a supervisor may take to carry out a kill. Longer than it tries by itself.
-const KILL_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long it may take to look at what a run has left.
 const FOLDER_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,7 +38,7 @@ const FOLDER_PATIENCE: Duration = Duration::from_secs(10);
 const LAST_WORDS: usize = 400;
 
 /// Output is read so often before reports and clocks have their turn.
-const ROUNDS: usize = 8;
+pub(super) const ROUNDS: usize = 8;
 
 /// Whether the session is there, for who made it.
 pub(super) type Answer = oneshot::Sender<Result<(), NotStarted>>;
@@ -79,30 +80,6 @@ struct Life<'a> {
     unsaid_loss: bool,
     /// What was written since the last run.
     background: u64,
-}
-
-/// How a run ended.
-enum End {
-    Said { outcome: Outcome, code: i32, files: bool },
-    Ended(Ended),
-}
-
-/// Who wants a run to end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Interrupt,
-    Timeout,
-    Closing,
-}
-
-/// What has been done about that.
-struct Pressure {
-    cause: Cause,
-    /// The last signal that was sent.
-    signal: i32,
-    grace: Duration,
-    /// When there is the next.
-    next: Instant,
 }
 
 impl Life<'_> {
@@ -360,187 +337,6 @@ impl Life<'_> {
     }
 }
 
-/// A run while it runs.
-struct Course<'a> {
-    session: &'a Rc<Session>,
-    run: &'a Rc<Run>,
-    budget: Budget,
-    written: [u64; 2],
-    timeout: Option<Instant>,
-    pressure: Option<Pressure>,
-}
-
-impl Course<'_> {
-    /// To its end.
-    async fn follow(&mut self, interpreter: &mut Interpreter) -> End {
-        loop {
-            self.obey(interpreter);
-            let deadline = self.pressure.as_ref().map(|pressure| pressure.next).or(self.timeout);
-            let session = self.session;
-            let heard = poll_fn(|cx| self.poll(interpreter, cx));
-            tokio::select! {
-                biased;
-                () = until(deadline) => self.press_on(interpreter),
-                () = session.work.notified() => {}
-                heard = heard => match heard {
-                    Heard::Said(Said::Done { tag, outcome, code, files }) if tag == self.run.tag => {
-                        return End::Said { outcome, code, files };
-                    }
-                    Heard::Said(Said::Begun(tag)) if tag == self.run.tag => self.run.stdin_opened(),
-                    Heard::Said(_) => {}
-                    Heard::Ended(ended) => return End::Ended(ended),
-                    Heard::Failed(_) => return End::Ended(Ended { status: libc::SIGKILL, ..Ended::default() }),
-                    Heard::Vanished => {
-                        interpreter.end_strays().await;
-                        return End::Ended(Ended { status: libc::SIGKILL, ..Ended::default() });
-                    }
-                },
-            }
-        }
-    }
-
-    fn poll(&mut self, interpreter: &mut Interpreter, cx: &mut Context<'_>) -> Poll<Heard> {
-        for _ in 0..ROUNDS {
-            if let Poll::Ready(heard) = interpreter.poll_heard(cx) {
-                return Poll::Ready(heard);
-            }
-            self.run.poll_stdin(cx);
-            if !self.poll_outputs(&mut interpreter.outputs, cx) {
-                return Poll::Pending;
-            }
-        }
-        // Others have their turn.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn poll_outputs(&mut self, outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>) -> bool {
-        let mut progress = false;
-        for (slot, written) in outputs.iter_mut().zip(&mut self.written) {
-            let Some(output) = slot else { continue };
-            if !self.run.has_room() {
-                break;
-            }
-            let (kind, chunk) = (output.kind, output.chunk);
-            let read = self.run.add(kind, chunk, &mut self.budget, |room| output.poll_read(cx, room));
-            let Poll::Ready(read) = read else { continue };
-            if read == 0 {
-                *slot = None;
-                continue;
-            }
-            progress = true;
-            *written += read as u64;
-        }
-        progress
-    }
-
-    /// Passes on what was in the pipes when the run ended.
-    async fn pass_rest(&mut self, outputs: &mut [Option<Output>; 2]) {
-        for (output, written) in outputs.iter_mut().flatten().zip(&mut self.written) {
-            loop {
-                if self.run.has_room() {
-                    let (kind, chunk) = (output.kind, output.chunk);
-                    let mut cx = Context::from_waker(std::task::Waker::noop());
-                    let read = |room: &mut [u8]| output.poll_read(&mut cx, room);
-                    let Poll::Ready(read @ 1..) = self.run.add(kind, chunk, &mut self.budget, read) else {
-                        break;
-                    };
-                    *written += read as u64;
-                } else if self.session.is_closing() {
-                    return;
-                } else {
-                    self.session.work.notified().await;
-                }
-            }
-        }
-    }
-
-    /// Does what the host wishes.
-    fn obey(&mut self, interpreter: &Interpreter) {
-        if self.session.is_closing() && self.pressure.as_ref().is_none_or(|by| by.cause != Cause::Closing) {
-            interpreter.order(Order::Kill);
-            let grace = KILL_PATIENCE;
-            let next = Instant::now() + grace;
-            self.pressure = Some(Pressure { cause: Cause::Closing, signal: libc::SIGKILL, grace, next });
-        }
-        let (interrupt, signals) = {
-            let mut state = self.run.state.borrow_mut();
-            (state.interrupt.take(), std::mem::take(&mut state.signals))
-        };
-        for signal in signals {
-            interpreter.order(Order::Signal(signal));
-        }
-        match (interrupt, &mut self.pressure) {
-            (Some(grace), None) => self.press(Cause::Interrupt, grace, interpreter),
-            // Whoever asks again may be less patient.
-            (Some(grace), Some(pressure)) if pressure.signal != libc::SIGKILL => {
-                pressure.grace = grace;
-                pressure.next = pressure.next.min(Instant::now() + grace);
-            }
-            (Some(_), Some(_)) | (None, _) => {}
-        }
-    }
-
-    fn press(&mut self, cause: Cause, grace: Duration, interpreter: &Interpreter) {
-        interpreter.order(Order::Signal(libc::SIGINT));
-        self.pressure = Some(Pressure { cause, signal: libc::SIGINT, grace, next: Instant::now() + grace });
-    }
-
-    /// Time is up.
-    fn press_on(&mut self, interpreter: &Interpreter) {
-        let Some(pressure) = &mut self.pressure else {
-            self.timeout = None;
-            return self.press(Cause::Timeout, self.run.grace(), interpreter);
-        };
-        if pressure.signal == libc::SIGINT {
-            interpreter.order(Order::Signal(libc::SIGTERM));
-            pressure.signal = libc::SIGTERM;
-            pressure.next = Instant::now() + pressure.grace;
-        } else if pressure.signal == libc::SIGTERM {
-            interpreter.order(Order::Kill);
-            pressure.signal = libc::SIGKILL;
-            pressure.next = Instant::now() + KILL_PATIENCE;
-        } else {
-            interpreter.kill_supervisor();
-            pressure.next = Instant::now() + KILL_PATIENCE;
-        }
-    }
-}
-
-fn said_outcome(outcome: Outcome, code: i32, cause: Option<Cause>) -> (RunOutcome, i32) {
-    match (outcome, cause) {
-        (_, Some(Cause::Timeout)) => (RunOutcome::TimedOut, 124),
-        (Outcome::Interrupted | Outcome::Exception, Some(Cause::Interrupt | Cause::Closing)) => {
-            (RunOutcome::Interrupted, 130)
-        }
-        // A shell goes on when what it waited for was interrupted, and then has nothing to go on with.
-        (Outcome::Ok, Some(Cause::Interrupt | Cause::Closing)) if code > 128 => {
-            (RunOutcome::Interrupted, 130)
-        }
-        (Outcome::Ok, _) => (RunOutcome::Ok, code),
-        (Outcome::Exception | Outcome::Interrupted, None) => (RunOutcome::Exception, code),
-        (Outcome::Exited, _) => (RunOutcome::Exited { code }, code),
-    }
-}
-
-fn ended_outcome(ended: &Ended, interpreter: &Interpreter, cause: Option<Cause>) -> (RunOutcome, i32) {
-    match cause {
-        Some(Cause::Timeout) => (RunOutcome::TimedOut, 124),
-        Some(Cause::Interrupt | Cause::Closing) => (RunOutcome::Interrupted, 130),
-        // A shutdown ends all without asking.
-        None if ended.killed => (RunOutcome::Interrupted, 130),
-        None if libc::WIFSIGNALED(ended.status) => {
-            let signal = libc::WTERMSIG(ended.status);
-            (RunOutcome::Killed { signal }, 128 + signal)
-        }
-        None => {
-            let code = libc::WEXITSTATUS(ended.status);
-            let broken = interpreter.was_cut_off(ended);
-            (if broken { RunOutcome::Broken } else { RunOutcome::Exited { code } }, code)
-        }
-    }
-}
-
 /// The result of code that a shell cannot be given: it would leave the NUL out and run what is left.
 fn without_nul(run: &Run, at: usize, session_left: u64, background: u64) -> Ran {
     let message = format!("bash: the code holds a NUL at byte {at}\n");
@@ -574,7 +370,7 @@ async fn now(interpreter: &mut Interpreter) -> Option<Heard> {
 }
 
 /// Waits for a moment that may never come.
-async fn until(moment: Option<Instant>) {
+pub(super) async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,

@@ -9,6 +9,7 @@
 //!   folder: where runs leave files
 //! ```
 
+mod course;
 mod folder;
 mod interpreter;
 mod life;
