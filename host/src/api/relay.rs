@@ -74,14 +74,14 @@ enum Leave {
 /// What a sandbox of a stream's own is there for.
 enum Work {
     Command(ExecRequest),
-    Code(EvaluateRequest),
+    Code(Box<EvaluateRequest>),
 }
 
 impl Work {
     async fn begin(self, handle: &Handle, peer: &Peer) -> Result<Command, OperationError> {
         match self {
             Work::Command(asked) => handle.exec(asked, Some(peer.caller)).await,
-            Work::Code(asked) => handle.evaluate_once(asked, Some(peer.caller)).await,
+            Work::Code(asked) => handle.evaluate_once(*asked, Some(peer.caller)).await,
         }
     }
 
@@ -119,7 +119,7 @@ pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, a
         line.notice(&failed(&service, &error, String::new()));
         return line.close(&service).await;
     }
-    in_own_sandbox(service, peer, line, sandbox, Work::Code(asked)).await;
+    in_own_sandbox(service, peer, line, sandbox, Work::Code(Box::new(asked))).await;
 }
 
 async fn in_own_sandbox(service: Service, peer: Peer, mut line: Line, sandbox: CreateRequest, work: Work) {
