@@ -8,6 +8,7 @@ mod daemon;
 mod env;
 mod guest;
 mod jail;
+mod mcp;
 mod preflight;
 mod sandbox;
 mod spec;

@@ -19,6 +19,7 @@ use super::create::CreateError;
 use super::create::source::SourceError;
 use super::env::EnvCommandError;
 use super::image::ImageCommandError;
+use super::mcp::McpError;
 use super::session::SessionError;
 use crate::api::client::ClientError;
 use crate::api::refusal::config_hint;
@@ -83,6 +84,9 @@ pub(super) enum Failed {
     /// A session that cannot be asked for.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The MCP server cannot be had as it was asked for.
+    #[error(transparent)]
+    Mcp(#[from] McpError),
     /// Files were not copied.
     #[error(transparent)]
     Copy(#[from] CopyError),

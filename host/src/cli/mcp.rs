@@ -1,0 +1,156 @@
+//! `firn mcp`: the MCP server, for the clients of models.
+
+use super::duration;
+use super::exit::Failed;
+use super::output::Output;
+use crate::api::types::Isolation;
+use crate::config::Config;
+use crate::mcp::{self, EnvironmentsError, KnownEnvironments, Policy, PolicyError, Project, Server};
+use crate::spec::{Grade, Size};
+use crate::view::parse_project;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Serve the Model Context Protocol: one tool, `run`, that runs code in a sandbox
+///
+/// The client starts it and talks to it over stdin and stdout. Code runs in a jail or a vm, in an environment
+/// that the call names, once or in a session. What calls may ask for is decided here.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    firn mcp                                   what a client's configuration names\n  \
+    firn mcp --isolation vm                    code runs in a vm, unless a call asks for a jail\n  \
+    firn mcp --allow-isolation jail --env python,shell --max-time 60s --max-sessions 4\n  \
+    firn mcp --project .                       this folder at /project, read-only")]
+pub(super) struct Mcp {
+    /// The isolation of calls that name none [default: jail, if it is allowed].
+    #[arg(short, long, value_name = "GRADE")]
+    isolation: Option<Grade>,
+
+    /// The isolation that calls may name [default: both].
+    #[arg(long, value_name = "GRADE,…", value_delimiter = ',')]
+    allow_isolation: Vec<Grade>,
+
+    /// The environments that calls may name [default: all that `firn env list` knows, and this host's
+    /// interpreters].
+    #[arg(long = "env", value_name = "NAME,…", value_delimiter = ',')]
+    environments: Vec<String>,
+
+    /// The longest that code may take [default: as long as a call says, 30s if it says nothing].
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_some)]
+    max_time: Option<Duration>,
+
+    /// Memory of each sandbox: a number with K, M or G [default: 1G, or what the environment says].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+
+    /// How many sessions there may be at once [default: as many as sandboxes].
+    #[arg(long, value_name = "N")]
+    max_sessions: Option<usize>,
+
+    /// Show this folder at /project, or where PROJECT_MOUNT says, read-only unless it ends in :rw [default:
+    /// the folder PROJECT_DIR, if it is one].
+    #[arg(long, value_name = "PATH[:ro|:rw]")]
+    project: Option<String>,
+
+    /// Make do with less isolation where this host cannot give what is asked for.
+    #[arg(long)]
+    allow_degraded: bool,
+
+    /// Taken for the sake of configurations that were made for nix-sandbox-mcp.
+    #[arg(long, hide = true)]
+    stdio: bool,
+
+    /// Likewise.
+    #[arg(long, hide = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+/// The server cannot be had as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum McpError {
+    /// The policy contradicts itself.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The environments.
+    #[error(transparent)]
+    Environments(#[from] EnvironmentsError),
+    /// No folder.
+    #[error("--project {}: it is not a folder", .0.display())]
+    Project(PathBuf),
+    /// The client.
+    #[error(transparent)]
+    Stdio(#[from] mcp::StdioError),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+}
+
+impl Mcp {
+    pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
+        let policy = self.policy(&config)?;
+        // Stdout is the client's.
+        let environments =
+            KnownEnvironments::find(&config, &self.environments, &mut |told| output.told(&told))
+                .map_err(McpError::from)?;
+        output.clear();
+        let server = Server::new(config, policy, environments);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::Runtime)?;
+        let served = runtime.block_on(async {
+            let stop = CancellationToken::new();
+            let signals = stop_on_signals(stop.clone()).map_err(McpError::Signals)?;
+            let served = mcp::serve_stdio(server, stop).await.map_err(McpError::from);
+            signals.abort();
+            served
+        });
+        // A read of stdin may be under way in a thread, and nobody will end it.
+        runtime.shutdown_background();
+        served?;
+        Ok(0)
+    }
+
+    fn policy(&self, config: &Config) -> Result<Policy, McpError> {
+        let allowed: Vec<Isolation> = self.allow_isolation.iter().map(|grade| (*grade).into()).collect();
+        let mut policy = Policy::new(self.isolation.map(Into::into), allowed)?;
+        policy.most_time = self.max_time;
+        policy.memory = self.memory.map(|size| size.0);
+        policy.most_sessions = self.max_sessions;
+        policy.allow_degraded = self.allow_degraded;
+        policy.project = self.project(config)?;
+        Ok(policy)
+    }
+
+    fn project(&self, config: &Config) -> Result<Option<Project>, McpError> {
+        let target = config.project_mount.clone();
+        let Some(text) = &self.project else {
+            // As nix-sandbox-mcp has it: what is no folder is as good as nothing.
+            let folder = config.project_dir.clone().filter(|folder| folder.is_dir());
+            return Ok(folder.map(|folder| Project {
+                folder,
+                target,
+                access: firn_protocol::Access::ReadOnly,
+            }));
+        };
+        let (path, access) = parse_project(text);
+        match std::path::absolute(path) {
+            Ok(folder) if folder.is_dir() => Ok(Some(Project { folder, target, access })),
+            _ => Err(McpError::Project(path.to_owned())),
+        }
+    }
+}
+
+/// Cancels `stop` when the process is asked to end.
+fn stop_on_signals(stop: CancellationToken) -> io::Result<tokio::task::JoinHandle<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    }))
+}
