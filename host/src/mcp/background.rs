@@ -58,9 +58,12 @@ impl Background {
         self.kept().get(session).cloned()
     }
 
-    /// Forgets it: all of it was collected.
-    pub(super) fn forget(&self, session: &str) {
-        self.kept().remove(session);
+    /// Forgets that of a session: all of it was collected. Another that has taken its place stays.
+    pub(super) fn forget(&self, session: &str, over: &Kept) {
+        let mut kept = self.kept();
+        if kept.get(session).is_some_and(|kept| std::ptr::eq(Arc::as_ptr(kept), over)) {
+            kept.remove(session);
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, HashMap<String, Arc<Kept>>> {
@@ -87,6 +90,11 @@ impl Kept {
     /// Interrupts it. Its session is kept.
     pub(super) fn interrupt(&self) {
         self.interrupt.cancel();
+    }
+
+    /// Whether somebody has interrupted it: nobody will collect what it wrote.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupt.is_cancelled()
     }
 
     /// What it has written since it was last asked.

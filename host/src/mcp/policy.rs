@@ -3,12 +3,16 @@
 use super::arguments::Arguments;
 use super::environments::{Environments, Known};
 use crate::api::types::Isolation;
-use firn_protocol::{Access, MAX_CODE};
+use firn_protocol::Access;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long code may take when nobody says: nix-sandbox-mcp's.
 const USUAL_TIME: Duration = Duration::from_secs(30);
+
+/// The most code that there may be, in bytes. The daemon reads requests of twice that, and in JSON a quote or a
+/// line's end takes two.
+const MOST_CODE: usize = 2 << 20;
 
 /// The operator's policy.
 #[derive(Clone, Debug)]
@@ -74,7 +78,7 @@ pub(super) enum Denied {
         most: Duration,
     },
     /// More than an interpreter is given.
-    #[error("{length} bytes of code are more than {MAX_CODE}, the most there may be: share files instead")]
+    #[error("{length} bytes of code are more than {MOST_CODE}, the most there may be: share files instead")]
     Code {
         /// How long it is.
         length: usize,
@@ -150,7 +154,7 @@ impl Policy {
         if let Some(asked) = asked.isolation.filter(|asked| !self.allowed.contains(asked)) {
             return Err(Denied::Isolation { asked, allowed: self.allowed.clone() });
         }
-        if asked.code.len() > MAX_CODE {
+        if asked.code.len() > MOST_CODE {
             return Err(Denied::Code { length: asked.code.len() });
         }
         let usual = environment.timeout.unwrap_or(USUAL_TIME);
@@ -220,9 +224,9 @@ mod tests {
 
     #[test]
     fn too_much_code_is_refused() {
-        let long = Arguments { code: "x".repeat(MAX_CODE + 1), ..asked("a") };
+        let long = Arguments { code: "x".repeat(MOST_CODE + 1), ..asked("a") };
         let denied = policy(&[]).admit(&long, &Environments::of_names(&["a"])).unwrap_err();
-        assert_eq!(denied, Denied::Code { length: MAX_CODE + 1 });
+        assert_eq!(denied, Denied::Code { length: MOST_CODE + 1 });
     }
 
     proptest! {

@@ -5,9 +5,9 @@ use super::arguments::Arguments;
 use super::background::{Background, Kept};
 use super::environments::Environments;
 use super::job::Job;
-use super::policy::{Denied, Policy};
+use super::policy::{Denied, Grant, Policy};
 use super::progress::Progress;
-use super::run::{End, Failure, Run, Shared};
+use super::run::{End, Failure, Finished, Run, Shared};
 use super::session::{Principal, Sessions, Turn};
 use super::words;
 use crate::api::client::Client;
@@ -99,8 +99,14 @@ impl Server {
             call.session = Some(random);
         }
         let session = call.session.as_deref().map(|session| self.principal.session(session));
-        if let Some(kept) = session.as_deref().and_then(|session| background.get(session)) {
-            return Ok(self.collect(&call, &asked, &kept, cancelled).await);
+        if let Some(session) = &session
+            && let Some(kept) = background.get(session)
+        {
+            if !kept.is_interrupted() {
+                return Ok(self.collect(&call, &asked, session, &kept, cancelled).await);
+            }
+            let _ = kept.over().await;
+            background.forget(session, &kept);
         }
         let begun = match self.begin(&mut call, asked.clone(), grant, session.as_deref()).await {
             Ok(begun) => begun,
@@ -114,7 +120,7 @@ impl Server {
         &self,
         call: &mut Call,
         asked: Arguments,
-        mut grant: super::policy::Grant,
+        mut grant: Grant,
         session: Option<&str>,
     ) -> Result<(Run, Option<Turn>), Failure> {
         let Common { client, config, policy, environments, sessions, .. } = &*self.common;
@@ -169,7 +175,7 @@ impl Server {
             };
             return match ended {
                 None => call.running(&kept.take()),
-                Some(_) => self.collected(call, session, &kept, ended),
+                Some(finished) => self.collected(call, session, &kept, finished),
             };
         }
         let streams = Shared::default();
@@ -188,6 +194,7 @@ impl Server {
         &self,
         call: &Call,
         asked: &Arguments,
+        session: &str,
         kept: &Kept,
         cancelled: &CancellationToken,
     ) -> CallToolResult {
@@ -206,23 +213,15 @@ impl Server {
                 }
             },
         };
-        let session = call.session.as_deref().map(|session| self.principal.session(session));
-        match (ended, session) {
-            (ended @ Some(_), Some(session)) => self.collected(call, &session, kept, ended),
-            _ => call.running(&kept.take()),
+        match ended {
+            Some(finished) => self.collected(call, session, kept, finished),
+            None => call.running(&kept.take()),
         }
     }
 
-    fn collected(
-        &self,
-        call: &Call,
-        session: &str,
-        kept: &Kept,
-        ended: Option<super::run::Finished>,
-    ) -> CallToolResult {
+    fn collected(&self, call: &Call, session: &str, kept: &Kept, mut finished: Finished) -> CallToolResult {
         let Common { sessions, background, .. } = &*self.common;
-        let mut finished = ended.unwrap_or_default();
-        background.forget(session);
+        background.forget(session, kept);
         if let Some(info) = &finished.session {
             sessions.remember(session, info.isolation);
         }
