@@ -13,5 +13,6 @@ mod preflight;
 mod sandbox;
 mod spec;
 mod sys;
+mod tar;
 mod view;
 mod vm;

@@ -332,3 +332,48 @@ fn clients_of_both_eras_are_served() {
     assert_eq!(called["result"]["resultType"], "complete", "{called}");
     mcp.leave();
 }
+
+both_grades!(files_of_a_session_are_resources);
+fn files_of_a_session_are_resources(grade: Grade) {
+    let host = Host::of(grade);
+    let mut mcp = server(&host, grade);
+    let leave = "printf 'a,b\\n' >$FIRN_ARTIFACTS/table.csv; printf '\\377\\000' >$FIRN_ARTIFACTS/'a b.bin'";
+    let ran = mcp.run(in_session("shell", "my session", leave));
+    assert_eq!(ran.report["exitCode"], 0, "{ran:?}");
+    let links: Vec<Value> = ran.whole["result"]["content"].as_array().unwrap()[1..].to_vec();
+    assert_eq!(links.len(), 2, "{ran:?}");
+    let listed = mcp.ask("resources/list", json!({}))["result"]["resources"].take();
+    assert_eq!(listed, ran.report["artifacts"]);
+    for link in links {
+        assert_eq!(link["type"], "resource_link");
+        let read = mcp.ask("resources/read", json!({ "uri": link["uri"] }))["result"]["contents"][0].take();
+        match link["name"].as_str().unwrap() {
+            "table.csv" => {
+                assert_eq!((&read["text"], &read["mimeType"]), (&json!("a,b\n"), &json!("text/csv")))
+            }
+            "a b.bin" => assert_eq!(read["blob"], "/wA="),
+            other => panic!("{other}"),
+        }
+    }
+    // Any other file, and what is none.
+    mcp.run(in_session("shell", "my session", "echo text >/workspace/file; ln -s /workspace/file /tmp/link"));
+    let templates = mcp.ask("resources/templates/list", json!({}));
+    assert_eq!(templates["result"]["resourceTemplates"][0]["uriTemplate"], "firn://{session}/{+path}");
+    let read = mcp.ask("resources/read", json!({ "uri": "firn://my%20session/workspace/file" }));
+    assert_eq!(read["result"]["contents"][0]["text"], "text\n", "{read}");
+    for wrong in [
+        "firn://my%20session/no/such",
+        "firn://my%20session/etc",
+        "firn://nobody/etc/hosts",
+        "file:///etc/hosts",
+    ] {
+        let read = mcp.ask("resources/read", json!({ "uri": wrong }));
+        assert_eq!(read["error"]["code"], -32002, "{wrong}: {read}");
+    }
+    // They go with their session.
+    for session in host.firn(&["session", "list", "--json"]).finish().expect(0).json().as_array().unwrap() {
+        host.firn(&["session", "close", session["name"].as_str().unwrap()]).finish().expect(0);
+    }
+    assert_eq!(mcp.ask("resources/list", json!({}))["result"]["resources"], json!([]));
+    mcp.leave();
+}

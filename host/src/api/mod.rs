@@ -11,7 +11,7 @@ pub(crate) mod client;
 mod files;
 mod metrics;
 pub(crate) mod operations;
-mod percent;
+pub(crate) mod percent;
 pub(crate) mod phase;
 pub(crate) mod refusal;
 mod relay;

@@ -9,7 +9,7 @@ use super::run::{Blame, End, Failure, Finished};
 use crate::api::types::Isolation;
 use crate::spec::protection::Protection;
 use firn_protocol::Exceeded;
-use rmcp::model::{CallToolResult, ContentBlock};
+use rmcp::model::{CallToolResult, ContentBlock, Resource};
 use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
@@ -174,6 +174,17 @@ impl Call {
             None => serde_json::json!({ "requested": self.isolation.name() }),
         }
     }
+}
+
+/// Adds the files that a run has left.
+pub(super) fn add_files(result: &mut CallToolResult, files: Vec<Resource>) {
+    if files.is_empty() {
+        return;
+    }
+    if let Some(Value::Object(report)) = &mut result.structured_content {
+        report.insert("artifacts".to_owned(), serde_json::to_value(&files).unwrap_or_default());
+    }
+    result.content.extend(files.into_iter().map(ContentBlock::resource_link));
 }
 
 /// Both streams as one text.

@@ -19,6 +19,7 @@ mod arguments;
 mod background;
 mod captured;
 mod environments;
+mod files;
 mod job;
 mod policy;
 mod progress;

@@ -1,9 +1,11 @@
 //! The server: what it answers to each request of a client, whichever way that came.
 
-use super::answer::Call;
+use super::answer::{Call, add_files};
 use super::arguments::Arguments;
 use super::background::{Background, Kept};
+use super::captured::Streams;
 use super::environments::Environments;
+use super::files::{self, Address, FileError, Left};
 use super::job::Job;
 use super::policy::{Denied, Grant, Policy};
 use super::progress::Progress;
@@ -14,8 +16,9 @@ use crate::api::client::Client;
 use crate::causes::in_full;
 use crate::config::Config;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool,
+    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListResourceTemplatesResult,
+    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
+    ReadResourceResponse, ReadResourceResult, ResourceContents, ServerCapabilities, ServerConfig, Tool,
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -39,6 +42,7 @@ struct Common {
     environments: Environments,
     sessions: Sessions,
     background: Background,
+    left: Left,
     tool: Tool,
     /// The calls under way.
     work: TaskTracker,
@@ -62,6 +66,7 @@ impl Server {
             environments,
             sessions: Sessions::default(),
             background: Background::default(),
+            left: Left::default(),
             tool,
             work: TaskTracker::new(),
         };
@@ -163,7 +168,7 @@ impl Server {
         progress: Option<Progress>,
         cancelled: &CancellationToken,
     ) -> CallToolResult {
-        let Common { sessions, background, .. } = &*self.common;
+        let background = &self.common.background;
         if let (true, Some(session)) = (asked.background(), session) {
             let Some(kept) = background.keep(session, run) else { return call.failed(uncollected(call)) };
             let ended = tokio::select! {
@@ -175,18 +180,15 @@ impl Server {
             };
             return match ended {
                 None => call.running(&kept.take()),
-                Some(finished) => self.collected(call, session, &kept, finished),
+                Some(finished) => {
+                    background.forget(session, &kept);
+                    self.conclude(call, Some(session), &kept.take(), finished)
+                }
             };
         }
         let streams = Shared::default();
-        let mut finished = run.finish(&streams, progress, cancelled, || drop(turn.take())).await;
-        if let (Some(name), Some(info)) = (session, &finished.session) {
-            sessions.remember(name, info.isolation);
-        }
-        if let End::Failed(failure) = finished.end {
-            finished.end = End::Failed(self.named_as_asked(call, failure));
-        }
-        call.over(&streams.take(), &finished)
+        let finished = run.finish(&streams, progress, cancelled, || drop(turn.take())).await;
+        self.conclude(call, session, &streams.take(), finished)
     }
 
     /// What a run in the background has written since it was last asked, when it is over, or the time is.
@@ -198,6 +200,7 @@ impl Server {
         kept: &Kept,
         cancelled: &CancellationToken,
     ) -> CallToolResult {
+        let background = &self.common.background;
         if !asked.code.trim().is_empty() {
             return call.failed(uncollected(call));
         }
@@ -214,21 +217,44 @@ impl Server {
             },
         };
         match ended {
-            Some(finished) => self.collected(call, session, kept, finished),
+            Some(finished) => {
+                background.forget(session, kept);
+                self.conclude(call, Some(session), &kept.take(), finished)
+            }
             None => call.running(&kept.take()),
         }
     }
 
-    fn collected(&self, call: &Call, session: &str, kept: &Kept, mut finished: Finished) -> CallToolResult {
-        let Common { sessions, background, .. } = &*self.common;
-        background.forget(session, kept);
-        if let Some(info) = &finished.session {
-            sessions.remember(session, info.isolation);
+    /// What the caller is told of a run that is over.
+    fn conclude(
+        &self,
+        call: &Call,
+        session: Option<&str>,
+        streams: &Streams,
+        mut finished: Finished,
+    ) -> CallToolResult {
+        if let (Some(name), Some(info)) = (session, &finished.session) {
+            self.common.sessions.remember(name, info.isolation);
         }
         if let End::Failed(failure) = finished.end {
             finished.end = End::Failed(self.named_as_asked(call, failure));
         }
-        call.over(&kept.take(), &finished)
+        let mut result = call.over(streams, &finished);
+        // What a sandbox of its own has left is gone with it.
+        if let (Some(asked), Some(artifacts)) = (&call.session, &finished.artifacts) {
+            add_files(&mut result, self.common.left.add(&self.principal, asked, artifacts));
+        }
+        result
+    }
+
+    /// The content of a file of a session.
+    async fn read(&self, uri: &str) -> Result<ResourceContents, FileError> {
+        let Common { client, left, .. } = &*self.common;
+        let address = Address::parse(uri)?;
+        let session = client.session(&self.principal.session(&address.session)).await?;
+        let content = files::read(client.archive(&session.sandbox, &address.path).await?).await?;
+        let listed = left.list(&self.principal, |_| true).into_iter().find(|file| file.uri == uri);
+        Ok(files::contents(uri, listed.and_then(|file| file.mime_type), content))
     }
 
     /// A failure, with the name of the session that its caller knows.
@@ -255,7 +281,7 @@ fn random_name() -> Result<String, getrandom::Error> {
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_resources().build())
             .with_server_info(Implementation::new("firn", env!("CARGO_PKG_VERSION")))
             .with_instructions(words::instructions(&self.common.policy))
     }
@@ -270,6 +296,44 @@ impl ServerHandler for Server {
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
         (name == words::TOOL).then(|| self.common.tool.clone())
+    }
+
+    async fn list_resources(
+        &self,
+        _request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let sessions = match self.common.client.sessions().await {
+            Ok(sessions) => sessions,
+            Err(error) => return Err(ErrorData::internal_error(in_full(&error), None)),
+        };
+        let lives = |session: &str| {
+            let name = self.principal.session(session);
+            sessions.iter().any(|session| session.name == name)
+        };
+        Ok(ListResourcesResult::with_all_items(self.common.left.list(&self.principal, lives)))
+    }
+
+    async fn list_resource_templates(
+        &self,
+        _request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        Ok(ListResourceTemplatesResult::with_all_items(vec![files::template()]))
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        match Box::pin(self.read(&request.uri)).await {
+            Ok(contents) => Ok(ReadResourceResult::new(vec![contents]).into()),
+            Err(error) => {
+                let data = serde_json::json!({ "uri": request.uri });
+                Err(ErrorData::resource_not_found(in_full(&error), Some(data)))
+            }
+        }
     }
 
     async fn call_tool(
