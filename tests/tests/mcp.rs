@@ -377,3 +377,40 @@ fn files_of_a_session_are_resources(grade: Grade) {
     assert_eq!(mcp.ask("resources/list", json!({}))["result"]["resources"], json!([]));
     mcp.leave();
 }
+
+#[test]
+fn the_configuration_of_a_client_is_added_to_and_kept() {
+    let host = Host::of(Grade::Jail);
+    let path = host.home().join(".codex/config.toml");
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "model = 'x' # mine\n").unwrap();
+    let install = ["mcp", "install", "codex", "--", "--isolation", "vm"];
+    let done = host.firn(&install).finish().expect(0);
+    assert!(done.text().contains("\n model = 'x' # mine\n+\n+[mcp_servers.firn]\n"), "{}", done.text());
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written.starts_with("model = 'x' # mine\n\n[mcp_servers.firn]\n"), "{written}");
+    assert!(written.contains(r#"args = ["mcp","--isolation","vm"]"#), "{written}");
+    assert_eq!(std::fs::read_to_string(path.with_extension("toml.bak")).unwrap(), "model = 'x' # mine\n");
+    // Once more changes nothing.
+    assert_eq!(host.firn(&install).finish().expect(0).text(), "");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
+    // What is not understood is left alone.
+    let zed = host.home().join(".config/zed/settings.json");
+    std::fs::create_dir_all(zed.parent().unwrap()).unwrap();
+    std::fs::write(&zed, "// mine\n{}\n").unwrap();
+    let refused = host.firn(&["mcp", "install", "zed"]).finish().expect(1);
+    assert!(refused.stderr.contains("firn mcp print"), "{}", refused.stderr);
+    assert_eq!(std::fs::read_to_string(&zed).unwrap(), "// mine\n{}\n");
+    assert!(
+        host.firn(&["mcp", "install", "codex", "--", "--no-such"])
+            .finish()
+            .expect(1)
+            .stderr
+            .contains("--no-such")
+    );
+    // It starts what it says.
+    let printed = host.firn(&["mcp", "print", "claude", "--", "--env", "shell"]).finish().expect(0).json();
+    let server = &printed["mcpServers"]["firn"];
+    assert_eq!(server["args"], json!(["mcp", "--env", "shell"]));
+    assert!(std::path::Path::new(server["command"].as_str().unwrap()).is_file(), "{server}");
+}

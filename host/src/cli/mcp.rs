@@ -1,5 +1,7 @@
 //! `firn mcp`: the MCP server, for the clients of models.
 
+mod install;
+
 use super::duration;
 use super::exit::Failed;
 use super::output::Output;
@@ -8,6 +10,8 @@ use crate::config::Config;
 use crate::mcp::{self, EnvironmentsError, KnownEnvironments, Policy, PolicyError, Project, Server};
 use crate::spec::{Grade, Size};
 use crate::view::parse_project;
+use clap::Args as _;
+use install::{InstallError, Which};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,12 +23,41 @@ use tokio_util::sync::CancellationToken;
 /// The client starts it and talks to it over stdin and stdout. Code runs in a jail or a vm, in an environment
 /// that the call names, once or in a session. What calls may ask for is decided here.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    disable_help_subcommand = true,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
     firn mcp                                   what a client's configuration names\n  \
     firn mcp --isolation vm                    code runs in a vm, unless a call asks for a jail\n  \
     firn mcp --allow-isolation jail --env python,shell --max-time 60s --max-sessions 4\n  \
-    firn mcp --project .                       this folder at /project, read-only")]
+    firn mcp --project .                       this folder at /project, read-only\n  \
+    firn mcp install codex                     have Codex start it"
+)]
 pub(super) struct Mcp {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Add the server to a client's configuration
+    ///
+    /// The rest of it stays as it is; what changes is shown, and what it was is kept beside it.
+    #[command(after_help = "Examples:\n  \
+        firn mcp install codex\n  \
+        firn mcp install claude -- --isolation vm --project .")]
+    Install(Which),
+    /// Print what belongs in a client's configuration
+    #[command(after_help = "Examples:\n  firn mcp print zed\n  firn mcp print codex -- --max-time 60s")]
+    Print(Which),
+}
+
+/// How it serves.
+#[derive(Debug, clap::Args)]
+struct Serve {
     /// The isolation of calls that name none [default: jail, if it is allowed].
     #[arg(short, long, value_name = "GRADE")]
     isolation: Option<Grade>,
@@ -80,6 +113,9 @@ pub(crate) enum McpError {
     /// No folder.
     #[error("--project {}: it is not a folder", .0.display())]
     Project(PathBuf),
+    /// A configuration was not changed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// The client.
     #[error(transparent)]
     Stdio(#[from] mcp::StdioError),
@@ -90,6 +126,27 @@ pub(crate) enum McpError {
 
 impl Mcp {
     pub(super) fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
+        match &self.verb {
+            None => self.serve.run(config, output),
+            Some(Verb::Install(which)) => which.install(&config, output),
+            Some(Verb::Print(which)) => which.print(&config, output),
+        }
+    }
+
+    /// Whether it only looks after configurations.
+    pub(super) fn is_about_clients(&self) -> bool {
+        self.verb.is_some()
+    }
+}
+
+/// Whether `firn mcp` takes these options.
+fn check_options(options: &[String]) -> Result<(), clap::Error> {
+    let command = Serve::augment_args(clap::Command::new("firn mcp").no_binary_name(true));
+    command.try_get_matches_from(options).map(drop)
+}
+
+impl Serve {
+    fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
         let policy = self.policy(&config)?;
         // Stdout is the client's.
         let environments =

@@ -152,6 +152,7 @@ pub fn main() -> ExitCode {
             true
         }
         Command::Session(sessions) => !sessions.runs_code(),
+        Command::Mcp(mcp) => mcp.is_about_clients(),
         _ => false,
     };
     match dispatch(cli, &mut output) {

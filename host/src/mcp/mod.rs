@@ -18,6 +18,7 @@ mod answer;
 mod arguments;
 mod background;
 mod captured;
+pub(crate) mod clients;
 mod environments;
 mod files;
 mod job;
