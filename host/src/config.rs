@@ -84,8 +84,20 @@ pub(crate) struct Config {
     pub(crate) project_dir: Option<PathBuf>,
     /// Where they see it.
     pub(crate) project_mount: PathBuf,
+    /// The token of who is let in by the MCP server over HTTP.
+    pub(crate) mcp_token: Option<Secret>,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
+}
+
+/// A text that is not shown with what it is part of.
+#[derive(Clone)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret")
+    }
 }
 
 /// What the daemon is told by whoever started it.
@@ -333,6 +345,7 @@ impl Config {
             sources,
             session_idle_timeout: seconds("SESSION_IDLE_TIMEOUT"),
             session_lifetime: seconds("SESSION_MAX_LIFETIME"),
+            mcp_token: text("FIRN_MCP_TOKEN").map(Secret),
             // Many have variables of these names for something else: what is of no use is as good as nothing.
             project_dir: variable("PROJECT_DIR").and_then(|dir| std::path::absolute(dir).ok()),
             project_mount: variable("PROJECT_MOUNT")

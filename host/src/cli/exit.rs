@@ -29,7 +29,7 @@ use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::env::BuildError;
 use crate::env::resolver::ResolveError;
-use crate::mcp::EnvironmentsError;
+use crate::mcp::{EnvironmentsError, HttpError};
 use crate::sandbox::place::PlaceError;
 use crate::spec::SpecError;
 use crate::view::ShareError;
@@ -134,7 +134,8 @@ impl Failed {
             Failed::Spec(_)
             | Failed::NoCommand
             | Failed::Create(_)
-            | Failed::Mcp(McpError::Policy(_) | McpError::Project(_))
+            | Failed::Mcp(McpError::Policy(_) | McpError::Project(_) | McpError::NoToken)
+            | Failed::Mcp(McpError::Http(HttpError::Exposed(_)))
             | Failed::Mcp(McpError::Environments(EnvironmentsError::Unknown { .. }))
             | Failed::Resolve(ResolveError::Environment(_))
             | Failed::Source(SourceError::Resolve(ResolveError::Environment(_))) => USAGE,

@@ -7,12 +7,16 @@ use super::exit::Failed;
 use super::output::Output;
 use crate::api::types::Isolation;
 use crate::config::Config;
-use crate::mcp::{self, EnvironmentsError, KnownEnvironments, Policy, PolicyError, Project, Server};
+use crate::mcp::{
+    self, EnvironmentsError, Http, HttpError, Keys, KeysError, KnownEnvironments, Policy, PolicyError,
+    Project, Server,
+};
 use crate::spec::{Grade, Size};
 use crate::view::parse_project;
 use clap::Args as _;
 use install::{InstallError, Which};
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,6 +96,28 @@ struct Serve {
     #[arg(long)]
     allow_degraded: bool,
 
+    /// Serve streamable HTTP at this address, as http://ADDR/mcp, to clients that have a token: that in
+    /// FIRN_MCP_TOKEN, or one of --tokens.
+    #[arg(long, value_name = "ADDR:PORT")]
+    http: Option<SocketAddr>,
+
+    /// A file with a name and a token a line, for clients that have sessions of their own each.
+    #[arg(long, value_name = "FILE", requires = "http")]
+    tokens: Option<PathBuf>,
+
+    /// Let in whoever can connect, which on this host is every user of it: without a token, at a loopback address
+    /// only.
+    #[arg(long, requires = "http", conflicts_with = "tokens")]
+    no_token: bool,
+
+    /// A name of this host that clients may use besides its address [default: any, at all addresses].
+    #[arg(long, value_name = "NAME", requires = "http")]
+    allow_host: Vec<String>,
+
+    /// An origin of web pages that may ask, besides those on this host: https://example.com:443.
+    #[arg(long, value_name = "ORIGIN", requires = "http")]
+    allow_origin: Vec<String>,
+
     /// Taken for the sake of configurations that were made for nix-sandbox-mcp.
     #[arg(long, hide = true)]
     stdio: bool,
@@ -116,6 +142,15 @@ pub(crate) enum McpError {
     /// A configuration was not changed.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// The tokens.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Nobody could be let in, or anybody.
+    #[error("--http needs FIRN_MCP_TOKEN or --tokens, or --no-token for whoever can connect")]
+    NoToken,
+    /// It cannot be served over HTTP.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The client.
     #[error(transparent)]
     Stdio(#[from] mcp::StdioError),
@@ -148,6 +183,7 @@ fn check_options(options: &[String]) -> Result<(), clap::Error> {
 impl Serve {
     fn run(&self, config: Config, output: &mut Output) -> Result<u8, Failed> {
         let policy = self.policy(&config)?;
+        let http = self.http(&config)?;
         // Stdout is the client's.
         let environments =
             KnownEnvironments::find(&config, &self.environments, &mut |told| output.told(&told))
@@ -159,7 +195,13 @@ impl Serve {
         let served = runtime.block_on(async {
             let stop = CancellationToken::new();
             let signals = stop_on_signals(stop.clone()).map_err(McpError::Signals)?;
-            let served = mcp::serve_stdio(server, stop).await.map_err(McpError::from);
+            let served = match http {
+                None => mcp::serve_stdio(server, stop).await.map_err(McpError::from),
+                Some(http) => {
+                    let tell = |address| output.note(&format!("serving MCP at {address}"));
+                    mcp::serve_http(server, http, stop, tell).await.map_err(McpError::from)
+                }
+            };
             signals.abort();
             served
         });
@@ -178,6 +220,19 @@ impl Serve {
         policy.allow_degraded = self.allow_degraded;
         policy.project = self.project(config)?;
         Ok(policy)
+    }
+
+    fn http(&self, config: &Config) -> Result<Option<Http>, McpError> {
+        let Some(address) = self.http else { return Ok(None) };
+        let keys = match (&self.tokens, &config.mcp_token) {
+            (Some(path), _) => Keys::read(path)?,
+            (None, _) if self.no_token => Keys::Anyone,
+            (None, Some(token)) => Keys::one(&token.0)?,
+            (None, None) => return Err(McpError::NoToken),
+        };
+        let http = Http { address, keys, hosts: self.allow_host.clone(), origins: self.allow_origin.clone() };
+        http.check()?;
+        Ok(Some(http))
     }
 
     fn project(&self, config: &Config) -> Result<Option<Project>, McpError> {

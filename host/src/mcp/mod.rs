@@ -21,7 +21,9 @@ mod captured;
 pub(crate) mod clients;
 mod environments;
 mod files;
+mod http;
 mod job;
+mod keys;
 mod policy;
 mod progress;
 mod run;
@@ -31,6 +33,8 @@ mod stdio;
 mod words;
 
 pub(crate) use environments::{EnvironmentsError, KnownEnvironments};
+pub(crate) use http::{Http, HttpError, serve as serve_http};
+pub(crate) use keys::{Keys, KeysError};
 pub(crate) use policy::{Policy, PolicyError, Project};
 pub(crate) use server::Server;
 pub(crate) use stdio::{StdioError, serve as serve_stdio};

@@ -73,6 +73,11 @@ impl Server {
         Server { common: Arc::new(common), principal: Principal::default() }
     }
 
+    /// The same, as another client sees it.
+    pub(super) fn of(&self, principal: Principal) -> Server {
+        Server { common: Arc::clone(&self.common), principal }
+    }
+
     /// The calls under way. They end when they are cancelled, with all that ends with them.
     pub(super) fn work(&self) -> &TaskTracker {
         &self.common.work

@@ -29,7 +29,6 @@ pub(crate) struct Principal(Option<String>);
 
 impl Principal {
     /// The client called `name`: letters, digits and `-`.
-    #[cfg(test)]
     pub(crate) fn named(name: &str) -> Principal {
         Principal(Some(name.to_owned()))
     }
