@@ -39,8 +39,8 @@ fn only_who_has_a_token_is_let_in() {
     server.stop();
 }
 
-jail_only!(clients_do_not_see_what_is_anothers);
-fn clients_do_not_see_what_is_anothers() {
+jail_only!(clients_do_not_see_each_others_sessions);
+fn clients_do_not_see_each_others_sessions() {
     let host = Host::of(Grade::Jail);
     let server = for_both(&host);
     let leave = "import os\nx = 'alices'\nopen(os.environ['FIRN_ARTIFACTS'] + '/f', 'w').write(x)\nprint(x)";

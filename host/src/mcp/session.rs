@@ -157,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn no_client_can_name_what_is_anothers(session: String, other: String) {
+        fn no_client_can_name_the_session_of_another(session: String, other: String) {
             let (alice, bob) = (Principal::named("alice"), Principal::named("alice-b"));
             prop_assert_ne!(alice.session(&session), bob.session(&other));
         }

@@ -63,7 +63,7 @@ fn schema(policy: &Policy, environments: &[String]) -> JsonObject {
         }
     };
     describe("code", CODE, None);
-    describe("env", &names(environments), None);
+    describe("env", &format!("One of: {}.", names(environments)), None);
     describe("session", SESSION, None);
     describe("timeout", TIMEOUT, None);
     describe("background", BACKGROUND, None);
@@ -91,7 +91,10 @@ fn names(environments: &[String]) -> String {
             text.push_str(", ");
         }
         if text.len() + name.len() > MOST_NAMES {
-            text.push_str(&format!("and {} more, named when one is unknown", environments.len() - index));
+            text.push_str(&format!(
+                "and {} more, all told when a name is unknown",
+                environments.len() - index
+            ));
             break;
         }
         text.push_str(name);
