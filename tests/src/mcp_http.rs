@@ -6,6 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
+/// The newer protocol.
+const VERSION: &str = "2026-07-28";
+
 /// A server over HTTP. Dropping it ends it.
 #[derive(Debug)]
 pub struct McpHttp {
@@ -50,19 +53,7 @@ impl McpHttp {
     /// Posts a message with these headers, and waits for the end of the answer.
     #[must_use]
     pub fn post(&self, headers: &[(&str, &str)], message: &Value) -> Answer {
-        let body = message.to_string();
-        let mut head = "POST /mcp HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\n\
-                        Accept: application/json, text/event-stream\r\n"
-            .to_owned();
-        if !headers.iter().any(|(name, _)| *name == "Host") {
-            head.push_str(&format!("Host: {}\r\n", self.address));
-        }
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
+        let mut stream = self.send(headers, message);
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -76,25 +67,35 @@ impl McpHttp {
         Answer { status, session, messages, body: body.to_owned() }
     }
 
+    fn send(&self, headers: &[(&str, &str)], message: &Value) -> TcpStream {
+        let body = message.to_string();
+        let mut head = "POST /mcp HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\n\
+                        Accept: application/json, text/event-stream\r\n"
+            .to_owned();
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            head.push_str(&format!("Host: {}\r\n", self.address));
+        }
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    }
+
     /// Asks something as clients of the newer protocol do, who need no session for it.
     #[must_use]
     pub fn ask(&self, headers: &[(&str, &str)], method: &str, params: &Value) -> Answer {
-        let mut params = params.clone();
-        let version = "2026-07-28";
-        let meta = json!({
-            "io.modelcontextprotocol/protocolVersion": version,
-            "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "0" },
-            "io.modelcontextprotocol/clientCapabilities": {},
-        });
-        params["_meta"] = meta;
-        let message = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        let name = params["name"].as_str().or(params["uri"].as_str()).unwrap_or_default();
-        let mut all = vec![("MCP-Protocol-Version", version), ("Mcp-Method", method)];
-        if !name.is_empty() {
-            all.push(("Mcp-Name", name));
-        }
-        all.extend_from_slice(headers);
+        let (all, message) = modern(headers, method, params);
         self.post(&all, &message)
+    }
+
+    /// The same, but does not wait for the answer.
+    #[must_use]
+    pub fn begin(&self, headers: &[(&str, &str)], method: &str, params: &Value) -> TcpStream {
+        let (all, message) = modern(headers, method, params);
+        self.send(&all, &message)
     }
 
     /// The text that a call of `run` came to, for who has this token.
@@ -133,4 +134,24 @@ impl Drop for McpHttp {
             let _ = self.server.wait();
         }
     }
+}
+
+/// The headers and the message of a request in the newer protocol.
+fn modern<'a>(
+    headers: &[(&'a str, &'a str)],
+    method: &'a str,
+    params: &'a Value,
+) -> (Vec<(&'a str, &'a str)>, Value) {
+    let mut all = vec![("MCP-Protocol-Version", VERSION), ("Mcp-Method", method)];
+    if let Some(name) = params["name"].as_str().or(params["uri"].as_str()) {
+        all.push(("Mcp-Name", name));
+    }
+    all.extend_from_slice(headers);
+    let mut params = params.clone();
+    params["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": VERSION,
+        "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "0" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    (all, json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }))
 }

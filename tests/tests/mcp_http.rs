@@ -123,6 +123,21 @@ fn nobody_is_let_in_by_mistake() {
     one.stop();
 }
 
+jail_only!(nothing_is_left_of_a_client_that_hangs_up);
+fn nothing_is_left_of_a_client_that_hangs_up() {
+    let host = Host::of(Grade::Jail);
+    let server = for_both(&host);
+    let bearer = format!("Bearer {ALICE}");
+    let code =
+        json!({ "name": "run", "arguments": { "env": "shell", "code": "sleep 1000", "timeout": 2000 } });
+    let call = server.begin(&[("Authorization", &bearer)], "tools/call", &code);
+    host.wait_until("the sandbox is there", || !host.sandboxes().is_empty());
+    drop(call);
+    host.wait_until("the sandbox is gone", || host.sandboxes().is_empty());
+    server.stop();
+    host.assert_clean();
+}
+
 jail_only!(nothing_is_left_of_a_server_that_is_told_to_end);
 fn nothing_is_left_of_a_server_that_is_told_to_end() {
     let host = Host::of(Grade::Jail);

@@ -30,7 +30,7 @@ pub(crate) use built::Record;
 pub(crate) use closure::{Closure, STORE};
 use firn_protocol::{Text, Variable};
 pub(crate) use interpreter::Interpreter;
-use metadata::Metadata;
+pub(crate) use metadata::Metadata;
 pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
 pub(crate) use sources::Sources;

@@ -10,6 +10,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+/// How many runs are kept. Beyond that those are forgotten that are over and nobody has collected.
+const MOST: usize = 64;
+
 /// The runs, by the daemon's name of their session.
 #[derive(Debug, Default)]
 pub(super) struct Background(Mutex<HashMap<String, Arc<Kept>>>);
@@ -38,6 +41,9 @@ impl Background {
         let mut kept = self.kept();
         if kept.contains_key(session) {
             return None;
+        }
+        if kept.len() >= MOST {
+            kept.retain(|_, kept| kept.ended().is_none());
         }
         let (tell, state) = watch::channel(State::Starting);
         let (streams, interrupt) = (Shared::default(), CancellationToken::new());

@@ -4,12 +4,13 @@
 //! They are looked for once, when the server starts. A call can name nothing else: neither a folder nor a flake,
 //! which would have the host read or evaluate what a model likes.
 
+use crate::api::types::Isolation;
 use crate::config::Config;
 use crate::env::resolver::{ResolveError, Resolver, Told};
-use crate::env::{Environment, Interpreter};
+use crate::env::{Artifact, Environment, Interpreter, Metadata};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,31 @@ pub(super) struct Known {
     pub(super) programs: Programs,
     /// How long code may take, if it says so.
     pub(super) timeout: Option<Duration>,
+    /// How it is isolated when nobody says, if it says so.
+    pub(super) isolation: Option<Isolation>,
+}
+
+impl Known {
+    /// One of which nothing more is known.
+    fn plain(name: &str, programs: Programs) -> Known {
+        Known { name: name.to_owned(), programs, timeout: None, isolation: None }
+    }
+
+    /// The environment called `name` that is in a folder, if there is one.
+    fn open(name: &str, folder: &Path) -> Option<Known> {
+        let (programs, folder, timeout) = match Environment::find(folder.as_os_str()).ok()? {
+            Environment::Host => return None,
+            Environment::Code(_) => return Some(Known::plain(name, Programs::Host)),
+            Environment::Artifact(Artifact { folder, timeout, .. }) => {
+                (Programs::Wrapper(folder.clone()), folder, timeout)
+            }
+            Environment::Closure(closure) => {
+                (Programs::Folder(closure.folder.clone()), closure.folder, closure.metadata.timeout)
+            }
+        };
+        let isolation = Metadata::read(&folder).ok().and_then(|metadata| metadata.isolation);
+        Some(Known { name: name.to_owned(), programs, timeout: Some(timeout), isolation })
+    }
 }
 
 /// Where an environment's programs are.
@@ -68,16 +94,14 @@ impl Environments {
     ) -> Result<Environments, EnvironmentsError> {
         let mut known = BTreeMap::new();
         for interpreter in Interpreter::ALL.into_iter().filter(|interpreter| interpreter.is_there()) {
-            let name = interpreter.environment().to_owned();
-            known.insert(name.clone(), Known { name, programs: Programs::Host, timeout: None });
+            let name = interpreter.environment();
+            known.insert(name.to_owned(), Known::plain(name, Programs::Host));
         }
         for found in Resolver::new(config)?.known(tell) {
-            let (programs, timeout) = match found.folder.map(programs) {
-                Some(Some(found)) => found,
-                // It is built again when it is asked for, if it can be.
-                Some(None) | None => (Programs::Unbuilt, None),
-            };
-            known.insert(found.name.clone(), Known { name: found.name, programs, timeout });
+            let there = found.folder.and_then(|folder| Known::open(&found.name, &folder));
+            // It is built when it is asked for, if it can be.
+            let environment = there.unwrap_or_else(|| Known::plain(&found.name, Programs::Unbuilt));
+            known.insert(found.name, environment);
         }
         for name in wanted {
             if !known.contains_key(name) {
@@ -111,8 +135,9 @@ impl Environments {
             Ok(found) => found?,
             Err(_panicked) => None,
         };
-        let Some((programs, timeout)) = found.and_then(programs) else { return Ok(known) };
-        let known = Known { programs, timeout, ..known };
+        let Some(known) = found.and_then(|folder| Known::open(&known.name, &folder)) else {
+            return Ok(known);
+        };
         if let Some(kept) = self.0.get(&known.name) {
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = known.clone();
         }
@@ -122,26 +147,15 @@ impl Environments {
     /// Environments of the host's with these names.
     #[cfg(test)]
     pub(super) fn of_names(names: &[&str]) -> Environments {
-        let known = |name: &&str| Known { name: (*name).to_owned(), programs: Programs::Host, timeout: None };
-        Environments(names.iter().map(|name| ((*name).to_owned(), Mutex::new(known(name)))).collect())
-    }
-}
-
-/// What is in a folder. None: no environment.
-fn programs(folder: PathBuf) -> Option<(Programs, Option<Duration>)> {
-    match Environment::find(folder.as_os_str()).ok()? {
-        Environment::Host => None,
-        Environment::Code(_) => Some((Programs::Host, None)),
-        Environment::Artifact(artifact) => Some((Programs::Wrapper(artifact.folder), Some(artifact.timeout))),
-        Environment::Closure(closure) => {
-            Some((Programs::Folder(closure.folder.clone()), Some(closure.metadata.timeout)))
-        }
+        let known = |name: &&str| ((*name).to_owned(), Mutex::new(Known::plain(name, Programs::Host)));
+        Environments(names.iter().map(known).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn names_are_in_order() {
@@ -151,7 +165,19 @@ mod tests {
 
     #[test]
     fn a_wrapper_and_an_interpreter_are_told_apart() {
-        assert_eq!(programs("shell".into()), Some((Programs::Host, None)));
-        assert_eq!(programs("/no/such".into()), None);
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = r#"{"name":"x","interpreter_type":"bash","timeout_seconds":7,"isolation":"vm"}"#;
+        std::fs::write(folder.path().join("metadata.json"), metadata).unwrap();
+        assert_eq!(Known::open("x", folder.path()), None);
+        let run = folder.path().join("bin/run");
+        std::fs::create_dir(run.parent().unwrap()).unwrap();
+        std::fs::write(&run, "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let known = Known::open("y", folder.path()).unwrap();
+        assert_eq!((known.name.as_str(), known.timeout), ("y", Some(Duration::from_secs(7))));
+        assert_eq!(known.isolation, Some(Isolation::Vm));
+        assert!(matches!(known.programs, Programs::Wrapper(_)));
+        assert_eq!(Known::open("s", Path::new("shell")), Some(Known::plain("s", Programs::Host)));
+        assert_eq!(Known::open("x", Path::new("/no/such")), None);
     }
 }

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use firn_protocol::{Artifacts, MAX_ARTIFACT_RUNS, MAX_ARTIFACTS, Text};
 use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -93,9 +93,20 @@ pub(super) fn template() -> ResourceTemplate {
     ResourceTemplate::new(format!("{SCHEME}{{session}}/{{+path}}"), "file of a session")
 }
 
-/// The files that runs have left, by client and session.
+/// Of how many sessions files are listed: those in which runs have left some last.
+const MOST_SESSIONS: usize = 256;
+
+/// The files that runs have left.
 #[derive(Debug, Default)]
-pub(super) struct Left(Mutex<HashMap<(Principal, String), Vec<Resource>>>);
+pub(super) struct Left(Mutex<VecDeque<OfSession>>);
+
+/// Those of one session.
+#[derive(Debug)]
+struct OfSession {
+    principal: Principal,
+    session: String,
+    files: Vec<Resource>,
+}
 
 impl Left {
     /// Adds those of a run, and gives them.
@@ -113,24 +124,30 @@ impl Left {
             })
             .collect();
         let mut left = self.left();
-        let listed = left.entry((principal.clone(), session.to_owned())).or_default();
-        listed.extend(new.iter().cloned());
+        let is_this = |known: &OfSession| known.principal == *principal && known.session == session;
+        let known = left.iter().position(is_this).and_then(|at| left.remove(at));
+        let mut files = known.map(|known| known.files).unwrap_or_default();
+        files.extend(new.iter().cloned());
         // The agent has removed the oldest too.
-        let over = listed.len().saturating_sub(MOST_LISTED);
-        listed.drain(..over);
+        files.drain(..files.len().saturating_sub(MOST_LISTED));
+        left.push_back(OfSession { principal: principal.clone(), session: session.to_owned(), files });
+        if left.len() > MOST_SESSIONS {
+            left.pop_front();
+        }
         new
     }
 
     /// Those of a client's sessions, as long as `lives` says that there is such a session.
     pub(super) fn list(&self, principal: &Principal, lives: impl Fn(&str) -> bool) -> Vec<Resource> {
         let mut left = self.left();
-        left.retain(|(whose, session), _| whose != principal || lives(session));
-        let mut theirs: Vec<_> = left.iter().filter(|((whose, _), _)| whose == principal).collect();
-        theirs.sort_by_key(|((_, session), _)| session.as_str());
-        theirs.into_iter().flat_map(|(_, files)| files.iter().cloned()).collect()
+        left.retain(|known| known.principal != *principal || lives(&known.session));
+        let theirs = left.iter().filter(|known| known.principal == *principal);
+        let mut files: Vec<Resource> = theirs.flat_map(|known| known.files.iter().cloned()).collect();
+        files.sort_by(|a, b| a.uri.cmp(&b.uri));
+        files
     }
 
-    fn left(&self) -> MutexGuard<'_, HashMap<(Principal, String), Vec<Resource>>> {
+    fn left(&self) -> MutexGuard<'_, VecDeque<OfSession>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -214,6 +231,26 @@ mod tests {
         assert!(left.list(&Principal::default(), |_| true).is_empty());
         assert!(left.list(&alice, |_| false).is_empty());
         assert!(left.list(&alice, |_| true).is_empty());
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_there_is_room_for() {
+        let left = Left::default();
+        let artifacts = |number: usize| {
+            let file = Artifact { name: "f".into(), media_type: "text/plain".into(), size: 1 };
+            Artifacts { folder: format!("/{number}").into(), files: vec![file], truncated: false }
+        };
+        let nobody = Principal::default();
+        for number in 0..MOST_LISTED + 5 {
+            left.add(&nobody, "same", &artifacts(number));
+        }
+        assert_eq!(left.list(&nobody, |_| true).len(), MOST_LISTED);
+        for number in 0..MOST_SESSIONS {
+            left.add(&nobody, &number.to_string(), &artifacts(0));
+        }
+        let listed = left.list(&nobody, |_| true);
+        assert_eq!(listed.len(), MOST_SESSIONS);
+        assert!(listed.iter().all(|file| !file.uri.starts_with("firn://same/")));
     }
 
     #[test]

@@ -108,7 +108,7 @@ mod tests {
     use firn_protocol::Access;
 
     fn job(programs: Programs, session: Option<&str>) -> Job {
-        let environment = Known { name: "python".into(), programs, timeout: None };
+        let environment = Known { name: "python".into(), programs, timeout: None, isolation: None };
         Job {
             grant: Grant { environment, isolation: None, timeout: None },
             code: String::new(),

@@ -17,8 +17,8 @@ const MOST_CODE: usize = 2 << 20;
 /// The operator's policy.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// The isolation of calls that name none.
-    isolation: Isolation,
+    /// The isolation of calls that name none, if the operator says so.
+    isolation: Option<Isolation>,
     /// Those that can be named.
     allowed: Vec<Isolation>,
     /// The longest that code may take. None: as long as a call says.
@@ -113,12 +113,8 @@ impl Policy {
     /// One in which calls may name the isolations `allowed`, all if it is empty.
     pub(crate) fn new(isolation: Option<Isolation>, allowed: Vec<Isolation>) -> Result<Policy, PolicyError> {
         let allowed = if allowed.is_empty() { vec![Isolation::Jail, Isolation::Vm] } else { allowed };
-        let isolation = isolation.unwrap_or(match allowed.contains(&Isolation::Jail) {
-            true => Isolation::Jail,
-            false => Isolation::Vm,
-        });
-        if !allowed.contains(&isolation) {
-            return Err(PolicyError::Default(isolation));
+        if let Some(other) = isolation.filter(|isolation| !allowed.contains(isolation)) {
+            return Err(PolicyError::Default(other));
         }
         Ok(Policy {
             isolation,
@@ -141,9 +137,12 @@ impl Policy {
         self.allowed.contains(&isolation)
     }
 
-    /// The isolation of calls that name none.
-    pub(super) fn isolation(&self) -> Isolation {
-        self.isolation
+    /// The isolation of calls that name none: the operator's, else the environment's, else the lightest.
+    pub(super) fn isolation(&self, environment: Option<&Known>) -> Isolation {
+        let theirs =
+            environment.and_then(|known| known.isolation).filter(|isolation| self.allows(*isolation));
+        let lightest = if self.allows(Isolation::Jail) { Isolation::Jail } else { Isolation::Vm };
+        self.isolation.or(theirs).unwrap_or(lightest)
     }
 
     /// What a call is given, or why not.
@@ -168,10 +167,10 @@ impl Policy {
         // A session has an isolation already, unless this call makes it.
         let isolation = match (&asked.session, asked.isolation) {
             (_, Some(named)) => Some(named),
-            (None, None) => Some(self.isolation),
+            (None, None) => Some(self.isolation(Some(&environment))),
             (Some(_), None) => None,
         };
-        Ok(Grant { environment: environment.clone(), isolation, timeout })
+        Ok(Grant { environment, isolation, timeout })
     }
 }
 
@@ -220,6 +219,16 @@ mod tests {
         ));
         let session = Arguments { session: Some("s".into()), ..asked("a") };
         assert_eq!(policy(&[]).admit(&session, &known).unwrap().isolation, None);
+    }
+
+    #[test]
+    fn an_environment_may_say_how_it_is_isolated() {
+        let vm = Known { isolation: Some(Isolation::Vm), ..Environments::of_names(&["a"]).get("a").unwrap() };
+        assert_eq!(policy(&[]).isolation(Some(&vm)), Isolation::Vm);
+        assert_eq!(policy(&[]).isolation(None), Isolation::Jail);
+        assert_eq!(policy(&[Isolation::Jail]).isolation(Some(&vm)), Isolation::Jail);
+        let named = Policy::new(Some(Isolation::Jail), Vec::new()).unwrap();
+        assert_eq!(named.isolation(Some(&vm)), Isolation::Jail);
     }
 
     #[test]

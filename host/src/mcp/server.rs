@@ -93,7 +93,7 @@ impl Server {
         let mut call = Call {
             env: asked.env.clone(),
             session: asked.session.clone(),
-            isolation: asked.isolation.unwrap_or(policy.isolation()),
+            isolation: asked.isolation.unwrap_or(policy.isolation(None)),
             timeout: asked.timeout(),
         };
         let grant = match policy.admit(&asked, environments) {
@@ -140,7 +140,8 @@ impl Server {
         let mut turn = None;
         if let Some(session) = session {
             if grant.isolation.is_none() {
-                let isolation = sessions.isolation(session, client, policy).await?;
+                let otherwise = policy.isolation(Some(&grant.environment));
+                let isolation = sessions.isolation(session, client, otherwise).await?;
                 if !policy.allows(isolation) {
                     let message =
                         format!("the session is in a {}, which may not be used here", isolation.name());
@@ -150,7 +151,7 @@ impl Server {
             }
             turn = sessions.admit(session, &owner, client, policy).await?;
         }
-        call.isolation = grant.isolation.unwrap_or(policy.isolation());
+        call.isolation = grant.isolation.unwrap_or(call.isolation);
         let job = Job {
             isolation: call.isolation,
             grant,

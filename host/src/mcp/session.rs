@@ -69,19 +69,19 @@ pub(super) struct Sessions {
 pub(super) type Turn = OwnedMutexGuard<()>;
 
 impl Sessions {
-    /// How the session that the daemon calls `name` is isolated, or will be, if this call does not say.
+    /// How the session that the daemon calls `name` is isolated, or will be: as `otherwise`.
     pub(super) async fn isolation(
         &self,
         name: &str,
         client: &Client,
-        policy: &Policy,
+        otherwise: Isolation,
     ) -> Result<Isolation, Failure> {
         if let Some(isolation) = self.remembered().get(name) {
             return Ok(*isolation);
         }
         match find(name, client).await? {
             Some(isolation) => Ok(isolation),
-            None => Ok(policy.isolation()),
+            None => Ok(otherwise),
         }
     }
 

@@ -70,7 +70,7 @@ fn schema(policy: &Policy, environments: &[String]) -> JsonObject {
     match policy.choice() {
         Some(allowed) => {
             let allowed: Vec<&str> = allowed.iter().copied().map(Isolation::name).collect();
-            let what = format!("{ISOLATION} Default: {}.", policy.isolation().name());
+            let what = format!("{ISOLATION} Default: {}.", policy.isolation(None).name());
             describe("isolation", &what, Some(json!({ "type": "string", "enum": allowed })));
         }
         None => drop(properties.as_object_mut().and_then(|all| all.remove("isolation"))),
