@@ -86,6 +86,11 @@ fn sessions_are_apart_whatever_they_are_called() {
     for name in ["iso_a", "with spaces / and \u{1f980}", long.as_str()] {
         assert_eq!(mcp.run(in_session("python", name, "print(x)")).texts, [format!("{name}\n")]);
     }
+    // What people have made for themselves is not for models.
+    let own = ["session", "run", "-i", "jail", "--env", "python", "--session", "own", "x = 'own'"];
+    host.firn(&own).finish().expect(0);
+    let unknown = mcp.run(in_session("python", "own", "x"));
+    assert!(unknown.texts[0].contains("NameError"), "{unknown:?}");
     let unknown = mcp.run(in_session("python", "iso_b", "x"));
     assert!(unknown.texts[0].contains("NameError"), "{unknown:?}");
     // Export and files persist; what ends the interpreter is told.
@@ -169,7 +174,8 @@ fn what_goes_on_in_the_background_is_collected_later() {
         so_far.push_str(looked.report["stdout"].as_str().unwrap());
     }
     assert_eq!(so_far, "begun\n");
-    let sandbox = host.firn(&["session", "inspect", &session, "--json"]).finish().expect(0).json();
+    let sandbox =
+        host.firn(&["session", "inspect", &format!("mcp.{session}"), "--json"]).finish().expect(0).json();
     host.exec(sandbox["sandbox"].as_str().unwrap(), "touch /workspace/go").finish().expect(0);
     let over = mcp.run(in_session("python", &session, ""));
     assert_eq!((over.texts, &over.report["exitCode"]), (vec!["over\n".to_owned()], &json!(0)));
