@@ -213,7 +213,7 @@ impl Jail {
 
     /// The way to its agent.
     pub(crate) fn dialer(&self) -> Dialer {
-        Dialer::Unix(self.socket.clone())
+        Dialer::jail(self.socket.clone())
     }
 
     /// Whether all files in its folder are ours: few, and soon removed.

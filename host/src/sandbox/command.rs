@@ -348,6 +348,10 @@ impl Command {
 
     fn ran(&mut self, ran: &Ran) {
         self.run = None;
+        if let Some(connection) = self.running.take_connection() {
+            // The next run need not wait for a new one.
+            self.up.dialer.keep(connection);
+        }
         if let Some(account) = self.account.take() {
             account.ran(&self.entry, ran);
         }

@@ -387,7 +387,10 @@ impl Handle {
         let (mut connection, _activity) = self.connect().await?;
         let created = connection.create_session(create).await;
         match created.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))? {
-            Ok(_known) => Ok(()),
+            Ok(_known) => {
+                up.dialer.keep(connection);
+                Ok(())
+            }
             Err(NotStarted { message, .. }) => {
                 Err(OperationError::NotInterpreted { environment: interpreter.environment(), message })
             }

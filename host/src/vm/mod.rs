@@ -261,7 +261,7 @@ impl Guest {
             return Err(error.or_end(why_ended(&mut *self.vmm, &self.exports)).await);
         }
         let Guest { vmm, exports, agent, sockets } = self;
-        Ok(Vm { vmm, exports, dialer: Dialer::vsock(sockets.join(vmm::VSOCK), Some(agent)) })
+        Ok(Vm { vmm, exports, dialer: Dialer::guest(sockets.join(vmm::VSOCK), Some(agent)) })
     }
 
     /// Waits until it is no more, and says why. May be called again, and dropped at any time.
@@ -334,7 +334,7 @@ impl Vm {
             exports.extend(export);
         }
         let vmm = remains.vmm.adopt(folder, sockets).await?;
-        let dialer = Dialer::vsock(sockets.join(vmm::VSOCK), None);
+        let dialer = Dialer::guest(sockets.join(vmm::VSOCK), None);
         Ok(vmm.filter(|_| complete).map(|vmm| Vm { vmm, exports, dialer }))
     }
 
