@@ -81,6 +81,7 @@ bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench jail -- $(BENCH_JAIL)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench daemon -- $(BENCH_DAEMON)
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench session -- $(BENCH_SESSION)
 
 soak: ## Run the long tests
 	@./setup.sh run test

@@ -10,6 +10,7 @@
 
 mod chance;
 mod daemon;
+mod evaluation;
 mod firn;
 mod grade;
 mod host;
@@ -19,6 +20,7 @@ mod terminal;
 
 pub use chance::Chance;
 pub use daemon::Daemon;
+pub use evaluation::{Evaluated, Evaluation, code_in};
 pub use firn::{Finished, Firn, collect};
 pub use grade::Grade;
 pub use host::{Host, binaries};
