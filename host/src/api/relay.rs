@@ -18,6 +18,7 @@ use super::types::{CreateRequest, EvaluateRequest, ExecRequest, Notice, Refusal,
 use super::wire::COMMAND;
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
+use crate::spec::Purpose;
 use firn_protocol::{Event, Frame, Input, Kind, Reply, STDIN_WINDOW, Stdin};
 use hyper::upgrade::OnUpgrade;
 use line::{Gone, Line, Turn};
@@ -85,6 +86,13 @@ impl Work {
         }
     }
 
+    fn purpose(&self) -> Purpose {
+        match self {
+            Work::Command(_) => Purpose::Commands,
+            Work::Code(_) => Purpose::Sessions,
+        }
+    }
+
     fn is_detached(&self) -> bool {
         matches!(self, Work::Command(ExecRequest { detach: true, .. }))
     }
@@ -107,7 +115,7 @@ pub(super) async fn run(service: Service, peer: Peer, upgrade: OnUpgrade, asked:
 
 /// Code, in a session that may be made for it or in a sandbox that is there for the stream.
 pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, asked: EvaluateRequest) {
-    let mut line = match Line::open(upgrade).await {
+    let line = match Line::open(upgrade).await {
         Ok(line) => line,
         Err(gone) => return tracing::debug!(%gone, "code lost its client before it was run"),
     };
@@ -115,10 +123,6 @@ pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, a
         return evaluate_in(service, peer, line, &session, asked).await;
     }
     let sandbox = asked.sandbox.clone().unwrap_or_default();
-    if let Err(error) = service.manager().check_code(&sandbox) {
-        line.notice(&failed(&service, &error, String::new()));
-        return line.close(&service).await;
-    }
     in_own_sandbox(service, peer, line, sandbox, Work::Code(Box::new(asked))).await;
 }
 
@@ -126,7 +130,8 @@ async fn in_own_sandbox(service: Service, peer: Peer, mut line: Line, sandbox: C
     let life = if work.is_detached() { Life::Command } else { Life::Ephemeral };
     let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
     let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
-    let launched = launch(&service, &peer, &mut line, sandbox, life).instrument(span.clone()).await;
+    let launched =
+        launch(&service, &peer, &mut line, sandbox, (life, work.purpose())).instrument(span.clone()).await;
     let handle = match launched {
         Ok(Ok(handle)) => handle,
         Ok(Err(refusal)) => {
@@ -188,7 +193,7 @@ async fn launch(
     peer: &Peer,
     line: &mut Line,
     sandbox: CreateRequest,
-    life: Life,
+    life: (Life, Purpose),
 ) -> Result<Result<Handle, Refusal>, Gone> {
     let (tell, mut told) = mpsc::channel(WAITING);
     let launched = routes::launch(service, sandbox, life, peer.caller, move |notice| {

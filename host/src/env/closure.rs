@@ -66,6 +66,11 @@ impl Closure {
         })
     }
 
+    /// Whether a program of this name is among its programs.
+    pub(crate) fn has(&self, program: &str) -> bool {
+        self.programs.join("bin").join(program).exists()
+    }
+
     /// What runs code in it, and the variables of all that is run.
     pub(crate) fn wrapper(&self) -> Wrapper {
         self.wrapper.clone()

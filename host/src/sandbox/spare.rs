@@ -12,7 +12,7 @@ use crate::api::types::CreateRequest;
 use crate::config::Config;
 use crate::env::Environment;
 use crate::jail::Jail;
-use crate::spec::{Degraded, Grade, Spec};
+use crate::spec::{Degraded, Grade, Purpose, Spec};
 use crate::sys::process::Unmounting;
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
@@ -69,6 +69,7 @@ impl Spare {
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
                     environment: Environment::Host,
+                    purpose: Purpose::Commands,
                     degraded: Degraded::Refused,
                     timeout: None,
                     output: None,
