@@ -242,3 +242,26 @@ fn what_is_no_environment_is_explained(grade: Grade) {
         assert!(done.stderr.contains(part), "{args:?}: {}", done.stderr);
     }
 }
+
+#[test]
+fn the_hosts_interpreters_are_listed_unless_something_else_has_their_name() {
+    let host = Host::new();
+    let list = |dropped: &Path| {
+        let listed = host.firn(&["env", "list", "--json"]).env("NIX_SANDBOX_DIR", dropped).finish().expect(0);
+        let listed = listed.json().as_array().unwrap().clone();
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        listed.iter().map(|known| (text(&known["name"]).unwrap(), text(&known["path"]))).collect::<Vec<_>>()
+    };
+    let own = |name: &str| (name.to_owned(), None);
+    assert_eq!(list(Path::new("/no/such")), ["node", "python", "shell"].map(own));
+    let folder = artifact(&host, &METADATA.replace("py\"", "python\""));
+    let dropped = folder.parent().unwrap();
+    let found = ("python".to_owned(), Some(folder.canonicalize().unwrap().to_str().unwrap().to_owned()));
+    assert_eq!(list(dropped), [own("node"), found, own("shell")]);
+    let text = host.firn(&["env", "list"]).finish().expect(0);
+    assert!(
+        text.text().lines().any(|line| line.starts_with("python") && line.contains("this host")),
+        "{}",
+        text.text()
+    );
+}
