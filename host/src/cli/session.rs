@@ -17,7 +17,7 @@ use crate::api::types::{
     CreateRequest, EvaluateRequest, InterruptRequest, SessionInfo, SessionRequest, Workspace,
 };
 use crate::config::Config;
-use crate::env::{HOST, Interpreter};
+use crate::env::{HOST, Interpreter, Store};
 use crate::spec::Grade;
 use crate::spec::Size;
 use crate::spec::protection::milliseconds;
@@ -61,6 +61,11 @@ pub(super) struct Placement {
     /// folder, a flake's output, or a name that `firn env list` knows.
     #[arg(long = "env", value_name = "ENV")]
     pub(super) environment: Option<OsString>,
+
+    /// How much of the Nix store an environment from Nix shows, read-only: its closure, or all that this host
+    /// has [default: closure].
+    #[arg(long, value_name = "closure|host")]
+    store: Option<Store>,
 
     /// How it is isolated: a jail has the host's kernel and takes milliseconds, a vm has its own
     /// [default: vm].
@@ -153,7 +158,7 @@ struct Create {
     placement: Placement,
 
     /// In this sandbox, which is there already.
-    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["isolation", "workspace", "memory", "idle_timeout", "lifetime"])]
+    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["isolation", "store", "workspace", "memory", "idle_timeout", "lifetime"])]
     within: Option<String>,
 
     /// Pass on at most this much of the output of all its runs together.
@@ -254,6 +259,7 @@ impl Placement {
         Ok(Some(CreateRequest {
             environment: environment.map(Text::from),
             isolation: self.isolation.map(Into::into),
+            store: self.store.map(Into::into),
             workspace: workspace.transpose()?,
             memory_bytes: self.memory.map(|size| size.0),
             idle_timeout_ms: self.idle_timeout.or(config.session_idle_timeout).map(milliseconds),

@@ -28,7 +28,7 @@ mod sources;
 
 pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
-pub(crate) use closure::{Closure, STORE};
+pub(crate) use closure::{Closure, STORE, Store};
 use firn_protocol::{Text, Variable};
 pub(crate) use interpreter::Interpreter;
 pub(crate) use language::{Language, identity};

@@ -10,7 +10,7 @@ use super::launch::{self, Ended, LaunchError};
 use super::place::{Place, Site};
 use crate::api::types::CreateRequest;
 use crate::config::Config;
-use crate::env::Environment;
+use crate::env::{Environment, Store};
 use crate::jail::Jail;
 use crate::spec::{Degraded, Grade, Purpose, Spec};
 use crate::sys::process::Unmounting;
@@ -69,6 +69,7 @@ impl Spare {
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
                     environment: Environment::Host,
+                    store: Store::Closure,
                     purpose: Purpose::Commands,
                     degraded: Degraded::Refused,
                     timeout: None,

@@ -6,7 +6,7 @@ mod size;
 pub(crate) use size::Size;
 
 use crate::api::types::{self, CreateRequest};
-use crate::env::{Environment, EnvironmentError, HOST, PROJECT, packages};
+use crate::env::{Environment, EnvironmentError, HOST, PROJECT, Store, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
 use firn_protocol::{Access, MAX_CODE};
@@ -41,6 +41,8 @@ pub(crate) struct Spec {
     pub(crate) degraded: Degraded,
     /// The programs it has.
     pub(crate) environment: Environment,
+    /// How much of the Nix store it sees, if its environment is of store paths.
+    pub(crate) store: Store,
     /// What is run in it.
     pub(crate) purpose: Purpose,
     /// Processors, when a number was named.
@@ -258,6 +260,7 @@ impl Spec {
             grade: request.isolation.map_or(Grade::Vm, Grade::from),
             degraded: if request.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
             environment,
+            store: request.store.map_or(Store::Closure, Store::from),
             purpose: Purpose::Commands,
             cpus: request.cpus.as_deref().map(str::parse).transpose()?,
             memory,
@@ -306,6 +309,7 @@ impl Spec {
             (request.user.is_some(), "--user", ""),
             (request.disk_bytes.is_some() && self.grade == Grade::Jail, "--disk", ""),
             (!request.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
+            (request.store.is_some(), "--store", ""),
             (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
         ] {
             if given {
@@ -380,6 +384,24 @@ impl From<Grade> for types::Isolation {
         match grade {
             Grade::Jail => types::Isolation::Jail,
             Grade::Vm => types::Isolation::Vm,
+        }
+    }
+}
+
+impl From<types::Store> for Store {
+    fn from(store: types::Store) -> Store {
+        match store {
+            types::Store::Closure => Store::Closure,
+            types::Store::Host => Store::Host,
+        }
+    }
+}
+
+impl From<Store> for types::Store {
+    fn from(store: Store) -> types::Store {
+        match store {
+            Store::Closure => types::Store::Closure,
+            Store::Host => types::Store::Host,
         }
     }
 }

@@ -234,7 +234,7 @@ fn take_line(kept: &mut Vec<u8>) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::Environment;
+    use crate::env::{Environment, Store};
     use crate::spec::Purpose;
     use crate::spec::protection::Accelerator;
     use crate::spec::protection::Isolation;
@@ -269,6 +269,7 @@ mod tests {
             grade: Grade::Vm,
             degraded: Degraded::Refused,
             environment: Environment::Host,
+            store: Store::Closure,
             purpose: Purpose::Commands,
             cpus: None,
             memory: Size(1 << 30),
