@@ -95,6 +95,13 @@ pub(crate) fn prepare_process() -> Result<(), AgentError> {
 /// all descriptors but `kept`. Before anything is opened. Stdin, stdout and stderr stay; Rust's runtime
 /// has put `/dev/null` where one of them was closed.
 pub(crate) fn forget_start(kept: Option<RawFd>) {
+    if kept.is_some() {
+        // A wrapper that hands a socket on knows where the programs of its jail are.
+        #[allow(clippy::disallowed_methods, reason = "the agent has no configuration but this")]
+        if let Some(path) = std::env::var_os("PATH") {
+            crate::exec::keep_path(path);
+        }
+    }
     // The variables are gone; that their room shows is of no importance.
     let _ = sys::clear_environment();
     match kept {

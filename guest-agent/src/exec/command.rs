@@ -13,8 +13,22 @@ use nix::unistd::geteuid;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::sync::OnceLock;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where programs are, if whoever started the agent has said so.
+static GIVEN_PATH: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Has commands look for programs in `path` when their request does not say where: an environment whose
+/// wrapper starts the agent has its programs in none of the usual folders. Once.
+pub(crate) fn keep_path(path: OsString) {
+    let _ = GIVEN_PATH.set(path.into_vec());
+}
+
+fn usual_path() -> Vec<u8> {
+    GIVEN_PATH.get().cloned().unwrap_or_else(|| DEFAULT_PATH.into())
+}
 
 /// A request that makes sense by itself.
 pub(crate) struct Command {
@@ -111,7 +125,7 @@ impl Command {
         let account = accounts.account(uid);
         let mut env = self.env;
         for (name, value) in [
-            ("PATH", DEFAULT_PATH.as_bytes().to_vec()),
+            ("PATH", usual_path()),
             ("HOME", account.home),
             ("USER", account.name.clone()),
             ("LOGNAME", account.name),

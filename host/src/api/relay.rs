@@ -18,6 +18,7 @@ use super::service::{Peer, Service};
 use super::types::{CreateRequest, EvaluateRequest, ExecRequest, Notice, Refusal, RunRequest};
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
+use crate::spec::Purpose;
 use firn_protocol::{Event, Frame, Input, Kind, Reply, STDIN_WINDOW, Stdin};
 use futures::FutureExt as _;
 use hyper::upgrade::OnUpgrade;
@@ -89,6 +90,13 @@ impl Work {
         }
     }
 
+    fn purpose(&self) -> Purpose {
+        match self {
+            Work::Command(_) => Purpose::Commands,
+            Work::Code(_) => Purpose::Sessions,
+        }
+    }
+
     fn is_detached(&self) -> bool {
         matches!(self, Work::Command(ExecRequest { detach: true, .. }))
     }
@@ -148,9 +156,6 @@ async fn evaluate_one(
         return evaluate_in(service, peer, line, &session, asked).await;
     }
     let sandbox = asked.sandbox.clone().unwrap_or_default();
-    if let Err(error) = service.manager().check_code(&sandbox) {
-        return Some(failed(service, &error, String::new()));
-    }
     in_own_sandbox(service, peer, line, sandbox, Work::Code(Box::new(asked))).await
 }
 
@@ -165,7 +170,8 @@ async fn in_own_sandbox(
     let life = if work.is_detached() { Life::Command } else { Life::Ephemeral };
     let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
     let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
-    let launched = launch(service, peer, line, sandbox, life).instrument(span.clone()).await;
+    let launched =
+        launch(service, peer, line, sandbox, (life, work.purpose())).instrument(span.clone()).await;
     let handle = match launched {
         Ok(Ok(handle)) => handle,
         Ok(Err(refusal)) => return Some(Notice::Failed { refusal, console: None }),
@@ -239,7 +245,7 @@ async fn launch(
     peer: &Peer,
     line: &mut Line,
     sandbox: CreateRequest,
-    life: Life,
+    life: (Life, Purpose),
 ) -> Result<Result<Handle, Refusal>, Gone> {
     let (tell, mut told) = mpsc::channel(WAITING);
     let launched = routes::launch(service, sandbox, life, peer.caller, move |notice| {

@@ -7,7 +7,7 @@ use super::output::Output;
 use super::table::Table;
 use crate::config::Config;
 use crate::env::resolver::{Known, Resolver};
-use crate::env::{Environment, EnvironmentError, Interpreter};
+use crate::env::{Environment, EnvironmentError, HOST, Interpreter};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io;
@@ -76,7 +76,9 @@ pub(crate) enum EnvCommandError {
 #[serde(rename_all = "camelCase")]
 struct Listed {
     name: String,
+    /// None: it is not built yet, or the host's own.
     path: Option<PathBuf>,
+    /// A reference to a flake, a folder, or `host`.
     origin: String,
 }
 
@@ -105,8 +107,11 @@ impl Env {
 fn list(config: &Config, json: bool, output: &mut Output) -> Result<u8, Failed> {
     let known = Resolver::new(config)?.known(&mut |told| output.told(&told));
     output.clear();
-    // The last of a name wins.
-    let mut listed: Vec<Listed> = Vec::new();
+    // The last of a name wins. The host's own interpreters are what a name means that nobody else has.
+    let own = Interpreter::ALL.into_iter().filter(|interpreter| interpreter.is_there());
+    let mut listed: Vec<Listed> = own
+        .map(|own| Listed { name: own.environment().to_owned(), path: None, origin: HOST.to_owned() })
+        .collect();
     for Known { name, folder, origin } in known {
         listed.retain(|earlier| earlier.name != name);
         listed.push(Listed { name, path: folder, origin });
@@ -118,7 +123,11 @@ fn list(config: &Config, json: bool, output: &mut Output) -> Result<u8, Failed> 
     }
     let mut table = Table::new(&[("NAME", 16), ("PATH", 4), ("FROM", 4)]);
     for Listed { name, path, origin } in &listed {
-        let path = path.as_ref().map_or("not built".into(), |path| path.display().to_string());
+        let path = match path {
+            Some(path) => path.display().to_string(),
+            None if origin == HOST => "this host's own".to_owned(),
+            None => "not built".to_owned(),
+        };
         table.row([name, &path, origin]);
     }
     output.stdout(table.render().as_bytes())?;

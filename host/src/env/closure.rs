@@ -19,6 +19,15 @@ const LONGEST_LIST: u64 = 4 << 20;
 /// The most paths of a closure: bubblewrap takes 9,000 words, of which each path is three.
 const MOST_PATHS: usize = 2_500;
 
+/// How much of the host's Nix store a sandbox sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Store {
+    /// The closure of its environment.
+    Closure,
+    /// All of it.
+    Host,
+}
+
 /// An environment of store paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Closure {
@@ -64,6 +73,11 @@ impl Closure {
             metadata: metadata.clone(),
             folder,
         })
+    }
+
+    /// Whether a program of this name is among its programs.
+    pub(crate) fn has(&self, program: &str) -> bool {
+        self.programs.join("bin").join(program).exists()
     }
 
     /// What runs code in it, and the variables of all that is run.

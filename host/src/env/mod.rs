@@ -7,7 +7,7 @@
 //! ```text
 //!   FOLDER/metadata.json    {"name": "py", "interpreter_type": "python", "timeout_seconds": 30, "memory_mb": 512}
 //!   FOLDER/bin/run          a wrapper that makes a jail of its own: code on stdin, streams, exit code
-//!   FOLDER/bin/session-run  the same for a session, where there is one
+//!   FOLDER/bin/session-run  the same for sessions, where there is one: an agent that serves descriptor 3
 //!   FOLDER/closure          the store paths of its programs, if metadata.json says which these are
 //! ```
 //!
@@ -19,6 +19,7 @@ mod built;
 pub(crate) mod catalog;
 mod closure;
 mod interpreter;
+mod language;
 mod metadata;
 pub(crate) mod packages;
 mod reference;
@@ -27,9 +28,10 @@ mod sources;
 
 pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
-pub(crate) use closure::{Closure, STORE};
+pub(crate) use closure::{Closure, STORE, Store};
 use firn_protocol::{Text, Variable};
 pub(crate) use interpreter::Interpreter;
+pub(crate) use language::{Language, identity};
 use metadata::Metadata;
 pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
@@ -66,6 +68,10 @@ pub(crate) struct Artifact {
     pub(crate) timeout: Duration,
     /// How much memory it may have, in bytes.
     pub(crate) memory: u64,
+    /// What runs its code.
+    pub(crate) interpreter: Interpreter,
+    /// Its wrapper for sessions, if it has one.
+    pub(crate) session_run: Option<PathBuf>,
 }
 
 /// There is no such environment.
@@ -111,8 +117,13 @@ pub(crate) enum EnvironmentError {
         field: &'static str,
     },
     /// Its wrapper cannot be executed.
-    #[error("{} is no environment: bin/run is not an executable file", .0.display())]
-    NotExecutable(PathBuf),
+    #[error("{} is no environment: {program} is not an executable file", folder.display())]
+    NotExecutable {
+        /// The folder.
+        folder: PathBuf,
+        /// The wrapper.
+        program: &'static str,
+    },
     /// It says where its programs are, but not all that is needed.
     #[error(
         "{} is no environment: of `environment`, `interpreter` and `closure` its metadata.json has some, not all",
@@ -167,23 +178,6 @@ pub(crate) enum EnvironmentError {
 /// The environment of the host's own programs.
 pub(crate) const HOST: &str = "host";
 
-/// An environment as the daemon is asked for it, which has a working directory of its own: a name as it is,
-/// a folder by its whole path. None: the host's own programs, as when nobody asks.
-pub(crate) fn reference(name: &OsStr) -> Result<Option<Text>, EnvironmentError> {
-    if name == HOST {
-        return Ok(None);
-    }
-    if name.to_str().and_then(Interpreter::of).is_some() {
-        return Ok(Some(name.into()));
-    }
-    let path = Path::new(name);
-    if !path.is_dir() {
-        return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
-    }
-    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it".into(), source };
-    Ok(Some(std::path::absolute(path).map_err(lacks)?.into()))
-}
-
 impl Environment {
     /// The environment called `name`: one of the host's, or the path of a folder.
     pub(crate) fn find(name: &OsStr) -> Result<Environment, EnvironmentError> {
@@ -221,16 +215,15 @@ impl Environment {
 
 impl Artifact {
     fn open(folder: PathBuf, metadata: &Metadata) -> Result<Artifact, EnvironmentError> {
-        let run = folder.join("bin/run");
-        let about = match std::fs::metadata(&run) {
-            Ok(about) => about,
-            Err(source) => return Err(EnvironmentError::Lacks { folder, file: "bin/run".into(), source }),
+        program(&folder, "bin/run")?;
+        let session_run = match program(&folder, "bin/session-run") {
+            Ok(session_run) => Some(session_run),
+            // Sessions are what it may do without.
+            Err(EnvironmentError::Lacks { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
-        if !about.is_file() || nix::unistd::access(&run, nix::unistd::AccessFlags::X_OK).is_err() {
-            return Err(EnvironmentError::NotExecutable(folder));
-        }
-        let Metadata { name, timeout, memory, .. } = metadata.clone();
-        Ok(Artifact { folder, name, timeout, memory })
+        let Metadata { name, timeout, memory, interpreter, .. } = metadata.clone();
+        Ok(Artifact { folder, name, timeout, memory, interpreter, session_run })
     }
 
     /// Its wrapper, to be run with these variables. jail.nix's wrappers pass `LANG`, `HOME` and
@@ -250,6 +243,20 @@ impl Artifact {
     pub(crate) fn project(&self, folder: &Path, target: &Path) -> Variables {
         vec![("PROJECT_DIR", folder.into()), ("PROJECT_MOUNT", target.into())]
     }
+}
+
+/// The path of a wrapper, which can be executed.
+fn program(folder: &Path, name: &'static str) -> Result<PathBuf, EnvironmentError> {
+    let path = folder.join(name);
+    let about = std::fs::metadata(&path).map_err(|source| EnvironmentError::Lacks {
+        folder: folder.to_owned(),
+        file: name.into(),
+        source,
+    })?;
+    if !about.is_file() || nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_err() {
+        return Err(EnvironmentError::NotExecutable { folder: folder.to_owned(), program: name });
+    }
+    Ok(path)
 }
 
 /// Names and values.
@@ -321,7 +328,7 @@ mod tests {
         let never = r#"{"name":"x","interpreter_type":"bash","timeout_seconds":0}"#;
         assert!(matches!(refused(never), EnvironmentError::Zero { field: "timeout_seconds", .. }));
         let plain = artifact(r#"{"name":"x","interpreter_type":"bash"}"#, 0o644);
-        assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable(_))));
+        assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable { program: "bin/run", .. })));
         let empty = tempfile::tempdir().unwrap();
         assert!(
             matches!(found(&empty), Err(EnvironmentError::Lacks { file, .. }) if file.ends_with("metadata.json"))

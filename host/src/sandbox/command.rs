@@ -167,6 +167,7 @@ impl Command {
         let up = entry.admit(Operation::Use)?;
         let activity = entry.activities.begin();
         let EvaluateRequest { code, stdin, timeout_ms, grace_ms, max_output_bytes, .. } = request;
+        let timeout_ms = timeout_ms.or(up.timeout.map(milliseconds));
         let code = Bytes::copy_from_slice(code.as_bytes());
         if code.len() > MAX_CODE {
             return Err(SpecError::Code(code.len()).into());

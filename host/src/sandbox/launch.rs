@@ -470,12 +470,14 @@ impl Facts {
         Facts {
             grade,
             protection: Protection::new(spec, isolation, mechanisms),
-            wrapper,
             interpreter: match &spec.environment {
                 Environment::Code(interpreter) => Some(*interpreter),
                 Environment::Closure(closure) => Some(closure.metadata.interpreter),
+                // With a wrapper for code only the wrapper can run some.
+                Environment::Artifact(artifact) if wrapper.is_none() => Some(artifact.interpreter),
                 Environment::Host | Environment::Artifact(_) => None,
             },
+            wrapper,
             user: spec.user.clone(),
             timeout_ms: spec.timeout.map(milliseconds),
             resource_limits: match grade {

@@ -14,13 +14,15 @@ use super::state::Operation;
 use crate::api::types::{
     Caller, CreateRequest, EvaluateRequest, InterpreterInfo, Isolation, SessionInfo, SessionRequest,
 };
-use crate::env::Interpreter;
+use crate::env::{HOST, Interpreter, Language, Takes, identity};
 use crate::guest::GuestError;
+use crate::spec::{Purpose, SpecError};
 use crate::sys::clock;
 use crate::view::WORKSPACE;
 use firn_protocol::{Driver, FailureCode, NotStarted, SessionCreate, SessionInterrupt, Text};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,8 +38,11 @@ const ONCE: &str = "once";
 pub(crate) struct Session {
     /// What it is called, here and by the agent.
     pub(crate) name: String,
-    /// Its environment, by the name it has today.
+    /// What its environment calls itself.
     pub(crate) environment: String,
+    /// What tells that from all others. Absent, as in records of an older firn: its name does.
+    #[serde(default)]
+    identity: Option<Text>,
     /// What runs its code.
     pub(crate) interpreter: Interpreter,
     /// When it was made, for people.
@@ -101,14 +106,14 @@ fn check_name(name: &str) -> Result<(), OperationError> {
     }
 }
 
-/// The interpreter of an environment, by the name that a request has for it.
-fn interpreter_of(environment: Option<&str>) -> Result<Interpreter, OperationError> {
-    let name = environment.unwrap_or(crate::env::HOST);
-    Interpreter::of(name).ok_or_else(|| OperationError::NoInterpreter(name.to_owned()))
+/// The environment that a request for a sandbox names.
+fn named(request: &CreateRequest) -> &OsStr {
+    request.environment.as_ref().map_or(OsStr::new(HOST), Text::as_os_str)
 }
 
-fn environment_of(request: &CreateRequest) -> Option<&str> {
-    request.environment.as_ref().and_then(|name| name.as_os_str().to_str())
+/// What code in it is in.
+fn language_of(request: &CreateRequest) -> Result<Language, SpecError> {
+    Language::of(named(request))?.ok_or_else(|| SpecError::NoSessions(HOST.to_owned()))
 }
 
 impl Interpreter {
@@ -122,10 +127,12 @@ impl Interpreter {
 }
 
 impl Session {
-    fn new(name: &str, interpreter: Interpreter) -> Session {
+    fn new(name: &str, language: Language) -> Session {
+        let Language { environment, identity, interpreter } = language;
         Session {
             name: name.to_owned(),
-            environment: interpreter.environment().to_owned(),
+            environment,
+            identity: Some(identity.into()),
             interpreter,
             created_unix_ms: clock::unix_ms(),
             used_unix_ms: None,
@@ -135,14 +142,17 @@ impl Session {
     /// Whether it is what a request wants, which names no other sandbox's environment or isolation.
     fn check(&self, handle: &Handle, wanted: Option<&CreateRequest>) -> Result<(), OperationError> {
         let Some(wanted) = wanted else { return Ok(()) };
-        let interpreter = interpreter_of(environment_of(wanted))?;
-        if interpreter != self.interpreter {
-            return Err(OperationError::Bound {
-                session: self.name.clone(),
-                what: "environment",
-                to: self.environment.clone(),
-                wanted: interpreter.environment().to_owned(),
-            });
+        let own = self.identity.as_ref().map_or(OsStr::new(&self.environment), Text::as_os_str);
+        if identity(named(wanted)) != own {
+            let other = language_of(wanted)?;
+            // Two that call themselves the same are told apart by where they are.
+            let (to, wanted) = if other.environment == self.environment {
+                (own.to_string_lossy().into_owned(), other.identity.to_string_lossy().into_owned())
+            } else {
+                (self.environment.clone(), other.environment)
+            };
+            let session = self.name.clone();
+            return Err(OperationError::Bound { session, what: "environment", to, wanted });
         }
         let isolation = handle.isolation();
         match wanted.isolation {
@@ -202,8 +212,8 @@ impl Manager {
         match (sandbox, within) {
             (Some(sandbox), None) => self.make_session(&name, sandbox, max_output_bytes, by, progress).await,
             (None, Some(within)) => {
-                let session = Session::new(&name, interpreter_of(environment.as_deref())?);
                 let handle = self.find(&within)?;
+                let session = Session::new(&name, handle.language(environment.as_deref())?);
                 handle.start_session(&session, max_output_bytes, by).await?;
                 Ok(Found { handle, session, created: true })
             }
@@ -211,11 +221,6 @@ impl Manager {
                 "a session is either in a sandbox of its own or `within` one",
             )),
         }
-    }
-
-    /// Whether code can be run in such a sandbox, before there is one.
-    pub(crate) fn check_code(&self, sandbox: &CreateRequest) -> Result<(), OperationError> {
-        interpreter_of(environment_of(sandbox)).map(drop)
     }
 
     async fn make_session(
@@ -226,12 +231,12 @@ impl Manager {
         by: Option<Caller>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Found, OperationError> {
-        let session = Session::new(name, interpreter_of(environment_of(&sandbox))?);
+        let session = Session::new(name, language_of(&sandbox)?);
         let usual = |time: Duration| u64::try_from(time.as_millis()).ok();
         sandbox.idle_timeout_ms = sandbox.idle_timeout_ms.or(usual(USUAL_IDLE_TIMEOUT));
         sandbox.lifetime_ms = sandbox.lifetime_ms.or(usual(USUAL_LIFETIME));
         sandbox.description = sandbox.description.or_else(|| Some(format!("session {name}")));
-        let handle = self.create(sandbox, Life::Session, by, progress).await?;
+        let handle = self.create(sandbox, (Life::Session, Purpose::Sessions), by, progress).await?;
         // Whoever does not wait for it has no name for it.
         let abandoned = Abandoned::new(&handle);
         handle.start_session(&session, most_output, by).await?;
@@ -345,6 +350,24 @@ impl Handle {
         self.info().isolation
     }
 
+    /// What code of a session in it is in: what its environment says, or the language that is named.
+    fn language(&self, wanted: Option<&str>) -> Result<Language, OperationError> {
+        let request = &self.0.request;
+        let Some(wanted) = wanted else { return Ok(language_of(request)?) };
+        if let Some(language) = Interpreter::of(wanted) {
+            return Ok(language.into());
+        }
+        let own = named(request);
+        if identity(OsStr::new(wanted)) == identity(own) {
+            return Ok(language_of(request)?);
+        }
+        Err(OperationError::OtherEnvironment {
+            sandbox: self.id(),
+            has: own.to_string_lossy().into_owned(),
+            wanted: wanted.to_owned(),
+        })
+    }
+
     /// Has the agent start a session, and writes it down.
     async fn start_session(
         &self,
@@ -352,7 +375,7 @@ impl Handle {
         most_output: Option<u64>,
         by: Option<Caller>,
     ) -> Result<(), OperationError> {
-        self.start_interpreter(&session.name, session.interpreter, most_output).await?;
+        self.start_interpreter(&session.name, &session.environment, session.interpreter, most_output).await?;
         let entry = &self.0;
         entry.written().facts.sessions.push(session.clone());
         entry.save_facts()?;
@@ -366,20 +389,26 @@ impl Handle {
     async fn start_interpreter(
         &self,
         name: &str,
+        environment: &str,
         interpreter: Interpreter,
         most_output: Option<u64>,
     ) -> Result<(), OperationError> {
         let entry: &Arc<Entry> = &self.0;
         let up = entry.admit(Operation::Use)?;
-        if let Some(wrapper) = &up.wrapper {
-            return Err(OperationError::NoInterpreter(wrapper.environment.clone()));
-        }
+        let env = match &up.wrapper {
+            // An interpreter that lives on is not what it runs.
+            Some(wrapper) if wrapper.takes == Takes::Code => {
+                return Err(SpecError::NoSessions(wrapper.environment.clone()).into());
+            }
+            Some(wrapper) => wrapper.variables.clone(),
+            None => Vec::new(),
+        };
         let create = SessionCreate {
             session: name.to_owned(),
             driver: interpreter.driver(),
             argv: vec![Text::from(interpreter.program())],
             cwd: Some(Text::from(WORKSPACE)),
-            env: Vec::new(),
+            env,
             user: up.user.clone(),
             max_output_bytes: most_output,
             resource_limits: up.resource_limits.clone(),
@@ -392,7 +421,7 @@ impl Handle {
                 Ok(())
             }
             Err(NotStarted { message, .. }) => {
-                Err(OperationError::NotInterpreted { environment: interpreter.environment(), message })
+                Err(OperationError::NotInterpreted { environment: environment.to_owned(), message })
             }
         }
     }
@@ -403,8 +432,9 @@ impl Handle {
         request: EvaluateRequest,
         by: Option<Caller>,
     ) -> Result<Command, OperationError> {
-        let interpreter = interpreter_of(request.sandbox.as_ref().and_then(environment_of))?;
-        self.start_interpreter(ONCE, interpreter, None).await?;
+        let Language { environment, interpreter, .. } =
+            language_of(request.sandbox.as_ref().unwrap_or(&CreateRequest::default()))?;
+        self.start_interpreter(ONCE, &environment, interpreter, None).await?;
         Command::evaluate(&self.0, ONCE, request, by).await
     }
 
@@ -414,6 +444,7 @@ impl Handle {
         SessionInfo {
             name: session.name.clone(),
             environment: session.environment.clone(),
+            language: session.interpreter.language().to_owned(),
             isolation: sandbox.isolation,
             sandbox: sandbox.session_id,
             own_sandbox,

@@ -10,9 +10,9 @@ use super::launch::{self, Ended, LaunchError};
 use super::place::{Place, Site};
 use crate::api::types::CreateRequest;
 use crate::config::Config;
-use crate::env::Environment;
+use crate::env::{Environment, Store};
 use crate::jail::Jail;
-use crate::spec::{Degraded, Grade, Spec};
+use crate::spec::{Degraded, Grade, Purpose, Spec};
 use crate::sys::process::Unmounting;
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
@@ -69,6 +69,8 @@ impl Spare {
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
                     environment: Environment::Host,
+                    store: Store::Closure,
+                    purpose: Purpose::Commands,
                     degraded: Degraded::Refused,
                     timeout: None,
                     output: None,

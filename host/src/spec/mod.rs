@@ -6,7 +6,7 @@ mod size;
 pub(crate) use size::Size;
 
 use crate::api::types::{self, CreateRequest};
-use crate::env::{Environment, EnvironmentError, PROJECT, packages};
+use crate::env::{Environment, EnvironmentError, HOST, PROJECT, Store, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
 use firn_protocol::{Access, MAX_CODE};
@@ -41,6 +41,10 @@ pub(crate) struct Spec {
     pub(crate) degraded: Degraded,
     /// The programs it has.
     pub(crate) environment: Environment,
+    /// How much of the Nix store it sees, if its environment is of store paths.
+    pub(crate) store: Store,
+    /// What is run in it.
+    pub(crate) purpose: Purpose,
     /// Processors, when a number was named.
     pub(crate) cpus: Option<Cpus>,
     /// Memory.
@@ -68,6 +72,15 @@ pub(crate) enum Degraded {
     Refused,
     /// The caller allowed the weaker one by name.
     Allowed,
+}
+
+/// What a sandbox is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Whatever is asked for: commands, and sessions beside them.
+    Commands,
+    /// Sessions, of its environment's interpreter.
+    Sessions,
 }
 
 /// The two ways to isolate.
@@ -168,6 +181,22 @@ pub(crate) enum SpecError {
         /// What can be done.
         instead: &'static str,
     },
+    /// Its environment has no interpreter that lives on.
+    #[error("Environment '{0}' does not support sessions (no session_exec configured)")]
+    NoSessions(String),
+    /// Its environment does not have the interpreter that it claims.
+    #[error(
+        "the environment {environment} has no {program}, which its sessions need: add it to its packages"
+    )]
+    NoProgram {
+        /// The environment.
+        environment: String,
+        /// The interpreter.
+        program: &'static str,
+    },
+    /// An artifact's wrapper makes a jail.
+    #[error("the environment {0} makes the jail for its sessions itself: ask for one, with --isolation jail")]
+    SessionsInVm(String),
     /// More than the agent takes.
     #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
     Code(usize),
@@ -231,6 +260,8 @@ impl Spec {
             grade: request.isolation.map_or(Grade::Vm, Grade::from),
             degraded: if request.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
             environment,
+            store: request.store.map_or(Store::Closure, Store::from),
+            purpose: Purpose::Commands,
             cpus: request.cpus.as_deref().map(str::parse).transpose()?,
             memory,
             disk: Size(request.disk_bytes.unwrap_or(memory.0 / 2)),
@@ -245,6 +276,31 @@ impl Spec {
         spec.check()
     }
 
+    /// The same for this purpose, which its environment has to be fit for.
+    pub(crate) fn for_purpose(self, purpose: Purpose) -> Result<Spec, SpecError> {
+        if purpose == Purpose::Sessions {
+            match &self.environment {
+                Environment::Host => return Err(SpecError::NoSessions(HOST.to_owned())),
+                Environment::Code(_) => {}
+                Environment::Closure(closure) => {
+                    let program = closure.metadata.interpreter.program();
+                    if !closure.has(program) {
+                        let environment = closure.metadata.name.clone();
+                        return Err(SpecError::NoProgram { environment, program });
+                    }
+                }
+                Environment::Artifact(artifact) if artifact.session_run.is_none() => {
+                    return Err(SpecError::NoSessions(artifact.name.clone()));
+                }
+                Environment::Artifact(artifact) if self.grade == Grade::Vm => {
+                    return Err(SpecError::SessionsInVm(artifact.name.clone()));
+                }
+                Environment::Artifact(_) => {}
+            }
+        }
+        Ok(Spec { purpose, ..self })
+    }
+
     /// A wrapper makes its surroundings itself.
     fn check_artifact(&self, request: &CreateRequest) -> Result<(), SpecError> {
         let Environment::Artifact(artifact) = &self.environment else { return Ok(()) };
@@ -253,6 +309,7 @@ impl Spec {
             (request.user.is_some(), "--user", ""),
             (request.disk_bytes.is_some() && self.grade == Grade::Jail, "--disk", ""),
             (!request.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
+            (request.store.is_some(), "--store", ""),
             (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
         ] {
             if given {
@@ -327,6 +384,24 @@ impl From<Grade> for types::Isolation {
         match grade {
             Grade::Jail => types::Isolation::Jail,
             Grade::Vm => types::Isolation::Vm,
+        }
+    }
+}
+
+impl From<types::Store> for Store {
+    fn from(store: types::Store) -> Store {
+        match store {
+            types::Store::Closure => Store::Closure,
+            types::Store::Host => Store::Host,
+        }
+    }
+}
+
+impl From<Store> for types::Store {
+    fn from(store: Store) -> types::Store {
+        match store {
+            Store::Closure => types::Store::Closure,
+            Store::Host => types::Store::Host,
         }
     }
 }

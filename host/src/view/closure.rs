@@ -2,18 +2,21 @@
 
 use super::Entry;
 use super::host::{files, folders};
-use crate::env::{Closure, STORE};
+use crate::env::{Closure, STORE, Store};
 use std::path::Path;
 
 /// Where certificates are looked for, by what was built for Nix and by what was not.
 const CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"];
 
 /// The tree of an environment's programs, for a sandbox called `hostname`.
-pub(crate) fn closure_tools(closure: &Closure, hostname: &str) -> Vec<Entry> {
+pub(crate) fn closure_tools(closure: &Closure, store: Store, hostname: &str) -> Vec<Entry> {
     let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
     let mut tree: Vec<Entry> = folders().collect();
     tree.extend(["/usr", "/nix", STORE].map(folder));
-    tree.push(Entry::Store(closure.paths.clone()));
+    tree.push(match store {
+        Store::Closure => Entry::Store(closure.paths.clone()),
+        Store::Host => Entry::Bind { from: STORE.into(), path: STORE.into() },
+    });
     let programs = closure.programs.as_path();
     let there = |name: &Path| Some(programs.join(name)).filter(|path| path.exists());
     for (path, name) in [("/bin", "bin"), ("/usr/bin", "bin"), ("/usr/lib", "lib"), ("/usr/share", "share")] {

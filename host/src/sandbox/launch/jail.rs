@@ -8,7 +8,7 @@ use crate::jail::{self, Jail};
 use crate::sandbox::place::{Helpers, Place, Site};
 use crate::sandbox::spare;
 use crate::spec::protection::Maker;
-use crate::spec::{Degraded, Spec};
+use crate::spec::{Degraded, Purpose, Spec};
 use crate::sys::limits::Limits;
 use crate::sys::process::Station;
 
@@ -69,6 +69,10 @@ pub(super) fn start(
         Environment::Host | Environment::Code(_) | Environment::Closure(_) => {
             let Sight { view, wrapper, .. } = Sight::of(spec, id);
             (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, wrapper)
+        }
+        Environment::Artifact(artifact) if spec.purpose == Purpose::Sessions => {
+            let jail = bringup.serving(artifact).map_err(Ended::from)?;
+            (jail, Maker::Environment, None)
         }
         Environment::Artifact(artifact) => {
             let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;

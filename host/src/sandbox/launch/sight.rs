@@ -25,7 +25,7 @@ impl Sight {
                 (view, Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect())))
             }
             Environment::Closure(closure) => {
-                (view(closure_tools(closure, &hostname)), Some(closure.wrapper()))
+                (view(closure_tools(closure, spec.store, &hostname)), Some(closure.wrapper()))
             }
         };
         Sight { hostname, view, wrapper }
