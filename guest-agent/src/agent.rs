@@ -3,7 +3,7 @@
 //! Owns the register of supervisors and the reaping of children. Lives as long as the process, on
 //! its only thread. Connections call it; it knows nothing of the protocol.
 
-use crate::exec::{Order, Tree};
+use crate::exec::{self, Order, Tree};
 use crate::guest::{Guest, Tally};
 use crate::kept::Register;
 use crate::session::Sessions;
@@ -53,10 +53,10 @@ pub(crate) enum AgentError {
 
 /// Which process the agent is.
 pub(crate) enum Role {
-    /// A process among others: in a jail, in a guest with its own init, in a test.
+    /// A process among others: in a jail, in a test.
     Plain,
-    /// PID 1 of a lean guest.
-    Init(Guest),
+    /// What makes a guest a sandbox: PID 1 of a lean guest, a service of one with an init of its own.
+    Guest(Guest),
 }
 
 /// See the module.
@@ -178,7 +178,7 @@ impl Agent {
     pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
         match &self.role {
             Role::Plain => None,
-            Role::Init(guest) => guest.entrance(),
+            Role::Guest(guest) => guest.entrance(),
         }
     }
 
@@ -186,7 +186,15 @@ impl Agent {
     pub(crate) fn tally(&self) -> Tally {
         match &self.role {
             Role::Plain => Tally::default(),
-            Role::Init(guest) => guest.tally(),
+            Role::Guest(guest) => guest.tally(),
+        }
+    }
+
+    /// Where commands are looked for, when nobody says.
+    pub(crate) fn search_path(&self) -> &'static str {
+        match &self.role {
+            Role::Plain => exec::USUAL_PATH,
+            Role::Guest(guest) => guest.search_path(),
         }
     }
 
