@@ -253,8 +253,12 @@ impl Run {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
         let artifact = match Environment::find(name.as_os_str())? {
-            Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
-            Environment::Host | Environment::Code(_) | Environment::Closure(_) => return Ok(()),
+            Environment::Host | Environment::Guest(_) if self.command.is_empty() => {
+                return Err(SpecError::NoCommand);
+            }
+            Environment::Host | Environment::Code(_) | Environment::Closure(_) | Environment::Guest(_) => {
+                return Ok(());
+            }
             Environment::Artifact(artifact) => artifact,
         };
         if !self.command.is_empty() {

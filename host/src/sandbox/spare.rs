@@ -64,7 +64,9 @@ impl Spare {
         match &self.kind {
             Kind::Vm(_, backend) => {
                 let size = |spec: &Spec| (spec.grade, spec.cpus, spec.memory);
-                size(wanted) == size(&self.spec) && wanted.vmm.is_none_or(|vmm| vmm == backend.kind())
+                // One that booted an image of its own is not of the pool, and cannot be had from it.
+                let lean = !matches!(wanted.environment, Environment::Guest(_));
+                lean && size(wanted) == size(&self.spec) && wanted.vmm.is_none_or(|vmm| vmm == backend.kind())
             }
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {

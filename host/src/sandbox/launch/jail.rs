@@ -70,6 +70,7 @@ pub(super) fn start(
             let Sight { view, wrapper, .. } = Sight::of(spec, id);
             (bringup.run(&view).map_err(Ended::from)?, Maker::Firn, wrapper)
         }
+        Environment::Guest(guest) => return Err(LaunchError::NoJail(guest.name().to_owned())),
         Environment::Artifact(artifact) => {
             let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
             (jail, Maker::Environment, Some(wrapper))
