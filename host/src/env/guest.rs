@@ -124,7 +124,7 @@ fn is_tag(tag: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::env::Environment;
     use serde_json::{Value, json};
@@ -139,6 +139,11 @@ mod tests {
             "source": {"kind": "package", "name": "linux", "version": "6.12.1"},
             "built_at": "2026-01-01T00:00:00Z",
         })
+    }
+
+    /// An image that can be found, if not booted.
+    pub(crate) fn guest_image() -> tempfile::TempDir {
+        image(&manifest())
     }
 
     fn image(manifest: &Value) -> tempfile::TempDir {
@@ -161,7 +166,7 @@ mod tests {
 
     #[test]
     fn an_image_is_an_environment() {
-        let dir = image(&manifest());
+        let dir = guest_image();
         let Environment::Guest(guest) = Environment::find(dir.path().as_os_str()).unwrap() else { panic!() };
         assert_eq!((guest.name(), guest.least_memory()), ("nixos", 512 << 20));
         assert_eq!(guest.store, None);

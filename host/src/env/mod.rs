@@ -31,6 +31,8 @@ pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
 pub(crate) use closure::{Closure, STORE};
 use firn_protocol::{Text, Variable};
+#[cfg(test)]
+pub(crate) use guest::tests::guest_image;
 pub(crate) use guest::{GuestImage, GuestImageError};
 pub(crate) use interpreter::Interpreter;
 use metadata::Metadata;
