@@ -1,4 +1,5 @@
-# The image: a manifest that names files of the store. microvm.nix describes a guest only in the script that starts it.
+# The image: a manifest that names files of the store, and the list of the store paths that the guest is shown.
+# microvm.nix describes a guest only in the script that starts it.
 {
   config,
   lib,
@@ -8,6 +9,10 @@
 let
   cfg = config.firn.guest;
   inherit (config.boot.kernelPackages) kernel;
+  # What the guest needs is what its command line leads to: the system, and the registration of its paths.
+  closure = pkgs.closureInfo {
+    rootPaths = [ (pkgs.writeText "firn-guest-${cfg.name}-cmdline" cfg.manifest.cmdline) ];
+  };
 in
 {
   config = lib.mkIf cfg.enable {
@@ -35,6 +40,7 @@ in
             mkdir $out
             sum=$(sha256sum <${cfg.agent}/bin/firn-agent)
             jq --arg sum "''${sum%% *}" '.agent.sha256 = $sum' "$manifestPath" >$out/manifest.json
+            cp ${closure}/store-paths $out/closure
           '';
     };
   };
