@@ -30,18 +30,22 @@ in
         inherit (cfg.agent) protocol;
       };
       image =
-        pkgs.runCommand "firn-guest-${cfg.name}"
-          {
-            manifest = builtins.toJSON cfg.manifest;
-            passAsFile = [ "manifest" ];
-            nativeBuildInputs = [ pkgs.jq ];
-          }
-          ''
-            mkdir $out
-            sum=$(sha256sum <${cfg.agent}/bin/firn-agent)
-            jq --arg sum "''${sum%% *}" '.agent.sha256 = $sum' "$manifestPath" >$out/manifest.json
-            cp ${closure}/store-paths $out/closure
-          '';
+        lib.throwIf (config.microvm.volumes != [ ])
+          "firn: a vm has no disk: microvm.volumes must be empty, or the guest be started by microvm.nix's runner"
+          (
+            pkgs.runCommand "firn-guest-${cfg.name}"
+              {
+                manifest = builtins.toJSON cfg.manifest;
+                passAsFile = [ "manifest" ];
+                nativeBuildInputs = [ pkgs.jq ];
+              }
+              ''
+                mkdir $out
+                sum=$(sha256sum <${cfg.agent}/bin/firn-agent)
+                jq --arg sum "''${sum%% *}" '.agent.sha256 = $sum' "$manifestPath" >$out/manifest.json
+                cp ${closure}/store-paths $out/closure
+              ''
+          );
     };
   };
 }

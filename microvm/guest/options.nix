@@ -33,7 +33,7 @@ in
       default = "tmpfs";
       description = ''
         Where paths go that the guest builds itself: nowhere (the store is read-only and there is no nix-daemon), into
-        the guest's memory, or onto a volume that is mounted at /nix/.rw-store.
+        the guest's memory, or onto a volume that is mounted at /nix/.rw-store, which only microvm.nix's own runners attach.
       '';
     };
 

@@ -43,8 +43,8 @@
         assert machine.succeed("cat /tmp/project/file") == "written\n"
 
     with subtest("of the host's store there is the guest's closure, read-only"):
-        closure = machine.succeed("sort ${packages.guest}/closure")
-        assert machine.succeed(f"{run} -- sh -c 'printf \"%s\\n\" /nix/.ro-store/* | sed s,.ro-store,store, | sort'") == closure
+        closure = machine.succeed("LC_ALL=C sort ${packages.guest}/closure")
+        assert machine.succeed(f"{run} -- sh -c 'printf \"%s\\n\" /nix/.ro-store/* | sed s,.ro-store,store, | LC_ALL=C sort'") == closure
         machine.fail(f"{run} -- touch /nix/.ro-store/new")
   '';
 }

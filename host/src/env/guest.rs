@@ -61,9 +61,9 @@ pub(crate) enum GuestImageError {
 }
 
 impl GuestImage {
-    /// Whether a folder is a guest image.
+    /// Whether a folder is a guest image, and no other environment.
     pub(super) fn is_in(folder: &Path) -> bool {
-        folder.join(MANIFEST_FILE).exists()
+        folder.join(MANIFEST_FILE).exists() && !folder.join(metadata::FILE).exists()
     }
 
     /// Reads the one in `folder`, which is without links.

@@ -2,8 +2,8 @@
 //! of the caller's.
 //!
 //! A spare has an id, a record and a place like a sandbox, so whatever happens to the daemon nothing of it is
-//! left. What has to be fixed before it starts decides which create it fits: the memory, processors and
-//! image of a guest; everything but its limits in time for a jail, since nothing can be mounted into one that runs.
+//! left. What has to be fixed before it starts decides which create it fits: the memory, processors and image
+//! of a guest; everything but its limits in time for a jail, since nothing can be mounted into one that runs.
 
 use super::SandboxId;
 use super::launch::{self, Ended, LaunchError};
