@@ -40,10 +40,10 @@ build: ## Build firn and firn-agent into target/firn
 	@mkdir -p $(OUT)
 	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/release/firn $(TARGET)/$(STATIC_TARGET)/agent/firn-agent $(OUT)/
 
-# What the suite needs besides: an agent that does what it must not.
+# What the suite needs besides: an agent that does what it must not, and the beginning of another init.
 build-tests: build
-	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(STATIC_TARGET)
-	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(OUT)/
+	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --bin stage-one --target $(STATIC_TARGET)
+	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(TARGET)/$(STATIC_TARGET)/agent/stage-one $(OUT)/
 
 # doctor only informs here: the run shows whether a sandbox can be had.
 demo: setup build ## Set up, build, and run a command in a microVM

@@ -57,4 +57,6 @@ in
     env.GREETING = "hello";
   };
   strict = firn.profileRootfs.strict;
+  guest = (import ./guest.nix { inherit pkgs; }).image;
+  guest-system = (import ./guest.nix { inherit pkgs; }).system;
 }

@@ -35,8 +35,8 @@ use std::time::Duration;
     firn exec $(firn create -i jail) -- make        make one, and run a command in it")]
 pub(super) struct Create {
     /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
-    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME
-    /// [default: host].
+    /// that `firn env list` knows; a folder with metadata.json, or with a guest's manifest.json; or a flake's
+    /// output, as .#NAME [default: host].
     #[arg(long = "env", value_name = "ENV")]
     environment: Option<String>,
 

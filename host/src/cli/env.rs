@@ -88,7 +88,7 @@ struct Inspected {
     name: String,
     path: PathBuf,
     interpreter: Option<Interpreter>,
-    timeout_seconds: u64,
+    timeout_seconds: Option<u64>,
     memory_bytes: u64,
     closure: Option<Vec<PathBuf>>,
 }
@@ -144,7 +144,7 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
             name: artifact.name,
             path: artifact.folder,
             interpreter: None,
-            timeout_seconds: artifact.timeout.as_secs(),
+            timeout_seconds: Some(artifact.timeout.as_secs()),
             memory_bytes: artifact.memory,
             closure: None,
         },
@@ -152,9 +152,17 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
             name: closure.metadata.name,
             path: closure.folder,
             interpreter: Some(closure.metadata.interpreter),
-            timeout_seconds: closure.metadata.timeout.as_secs(),
+            timeout_seconds: Some(closure.metadata.timeout.as_secs()),
             memory_bytes: closure.metadata.memory,
             closure: Some(closure.paths),
+        },
+        Environment::Guest(guest) => Inspected {
+            name: guest.name().to_owned(),
+            path: guest.image.dir.clone(),
+            interpreter: None,
+            timeout_seconds: None,
+            memory_bytes: guest.least_memory(),
+            closure: Some(guest.store.map_or_else(Vec::new, |store| store.paths)),
         },
     };
     if json {
@@ -162,19 +170,21 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
         return Ok(0);
     }
     let mut text = format!(
-        "name         {}\npath         {}\ntimeout      {} s\nmemory       {} MiB\n",
+        "name         {}\npath         {}\nmemory       {} MiB\n",
         inspected.name,
         inspected.path.display(),
-        inspected.timeout_seconds,
         inspected.memory_bytes >> 20,
     );
+    if let Some(seconds) = inspected.timeout_seconds {
+        text.push_str(&format!("timeout      {seconds} s\n"));
+    }
     match (inspected.interpreter, inspected.closure) {
-        (Some(interpreter), Some(paths)) => {
-            text.push_str(&format!(
-                "interpreter  {}\nclosure      {} paths\n",
-                interpreter.program(),
-                paths.len()
-            ));
+        (interpreter, Some(paths)) => {
+            match interpreter {
+                Some(interpreter) => text.push_str(&format!("interpreter  {}\n", interpreter.program())),
+                None => text.push_str("vm           a guest with a kernel and an init of its own\n"),
+            }
+            text.push_str(&format!("closure      {} paths\n", paths.len()));
             paths.iter().for_each(|path| text.push_str(&format!("  {}\n", path.display())));
         }
         _ => text.push_str("jail         its own wrapper, bin/run\n"),

@@ -57,8 +57,8 @@ pub(super) struct Run {
     isolation: Grade,
 
     /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
-    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME. Without a CMD
-    /// it runs the code on stdin.
+    /// that `firn env list` knows; a folder with metadata.json, or with a guest's manifest.json; or a flake's
+    /// output, as .#NAME. Without a CMD it runs the code on stdin.
     #[arg(long = "env", value_name = "ENV", default_value = env::HOST)]
     environment: OsString,
 
@@ -259,8 +259,12 @@ impl Run {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
         let artifact = match Environment::find(name.as_os_str())? {
-            Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
-            Environment::Host | Environment::Code(_) | Environment::Closure(_) => return Ok(()),
+            Environment::Host | Environment::Guest(_) if self.command.is_empty() => {
+                return Err(SpecError::NoCommand);
+            }
+            Environment::Host | Environment::Code(_) | Environment::Closure(_) | Environment::Guest(_) => {
+                return Ok(());
+            }
             Environment::Artifact(artifact) => artifact,
         };
         if !self.command.is_empty() {

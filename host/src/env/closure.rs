@@ -87,7 +87,7 @@ impl Closure {
 }
 
 /// The paths that `file` in `folder` names, all of them in the store and there.
-fn list(folder: &Path, file: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
+pub(super) fn list(folder: &Path, file: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
     let failed =
         |source| EnvironmentError::Lacks { folder: folder.to_owned(), file: file.to_owned(), source };
     let text = metadata::read(&folder.join(file), LONGEST_LIST).map_err(failed)?;

@@ -83,10 +83,7 @@ impl Metadata {
         };
         let programs = match (fields.environment, fields.interpreter, fields.closure) {
             (Some(programs), Some(runner), Some(closure)) => {
-                // A list elsewhere would be read with the daemon's rights.
-                if closure.file_name() != Some(closure.as_os_str()) {
-                    return Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: closure });
-                }
+                beside(folder, &closure)?;
                 Some(Programs { folder: programs, runner, closure, variables: fields.env })
             }
             (None, None, None) => None,
@@ -99,6 +96,14 @@ impl Metadata {
             memory: positive("memory_mb", fields.memory_mb, USUAL_MEMORY)?.saturating_mul(1 << 20),
             programs,
         })
+    }
+}
+
+/// The list `file`, if it is a file of `folder`: one elsewhere would be read with the daemon's rights.
+pub(super) fn beside<'a>(folder: &Path, file: &'a Path) -> Result<&'a Path, EnvironmentError> {
+    match file.file_name() == Some(file.as_os_str()) {
+        true => Ok(file),
+        false => Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: file.to_owned() }),
     }
 }
 

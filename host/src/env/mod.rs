@@ -12,12 +12,14 @@
 //! ```
 //!
 //! Of a folder with a closure firn makes the sandbox itself, a jail or a vm, and shows those paths and
-//! nothing else ([`Closure`]). Of one without it runs the wrapper ([`Artifact`]).
+//! nothing else ([`Closure`]). Of one without it runs the wrapper ([`Artifact`]). A folder with a guest manifest,
+//! `manifest.json`, is a guest image: a vm boots it ([`GuestImage`]).
 
 mod builder;
 mod built;
 pub(crate) mod catalog;
 mod closure;
+mod guest;
 mod interpreter;
 mod language;
 mod metadata;
@@ -30,6 +32,9 @@ pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
 pub(crate) use closure::{Closure, STORE, Store};
 use firn_protocol::{Text, Variable};
+#[cfg(test)]
+pub(crate) use guest::tests::guest_image;
+pub(crate) use guest::{GuestImage, GuestImageError};
 pub(crate) use interpreter::Interpreter;
 pub(crate) use language::{Language, identity};
 use metadata::Metadata;
@@ -55,6 +60,8 @@ pub(crate) enum Environment {
     Artifact(Artifact),
     /// Those of the Nix store that it names.
     Closure(Box<Closure>),
+    /// Those of a NixOS guest.
+    Guest(Box<GuestImage>),
 }
 
 /// A folder in the layout of nix-sandbox-mcp.
@@ -79,7 +86,7 @@ pub(crate) struct Artifact {
 pub(crate) enum EnvironmentError {
     /// Neither `host` nor a folder.
     #[error(
-        "there is no environment {0:?}: it is `host`, `python`, `shell`, `node`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
+        "there is no environment {0:?}: it is `host`, `python`, `shell`, `node`, a folder with metadata.json or a guest's manifest.json, a flake's output as .#NAME, or a name that `firn env list` knows"
     )]
     Unknown(String),
     /// This host has no such program.
@@ -98,6 +105,15 @@ pub(crate) enum EnvironmentError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It is a guest image, which cannot be booted.
+    #[error("the guest image {} cannot be used", folder.display())]
+    Guest {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: GuestImageError,
     },
     /// Its `metadata.json` says something else.
     #[error("{} is no environment: metadata.json does not fit", folder.display())]
@@ -204,6 +220,9 @@ impl Environment {
                 return Err(EnvironmentError::Lacks { folder: path.into(), file: "it".into(), source });
             }
         };
+        if GuestImage::is_in(&folder) {
+            return GuestImage::open(folder).map(|guest| Environment::Guest(Box::new(guest)));
+        }
         let metadata = Metadata::read(&folder)?;
         match &metadata.programs {
             Some(programs) => Closure::open(folder, &metadata, programs)

@@ -20,8 +20,8 @@ use crate::config::{Config, ConfigError};
 use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::jail::{Jail, JailError};
+use crate::spec::Grade;
 use crate::spec::protection::{Isolation, Maker, Protection, milliseconds};
-use crate::spec::{Degraded, Grade};
 use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::limits::{Events, Limits, Mechanisms};
@@ -65,6 +65,9 @@ pub(crate) enum LaunchError {
     /// It ended before it took a command: it never came up.
     #[error(transparent)]
     Ended(#[from] Ended),
+    /// A guest image is for a vm.
+    #[error("the environment {0} is a guest with a kernel of its own: there can be no jail in its place")]
+    NoJail(String),
     /// Nothing on this host can enforce a limit that was asked for.
     #[error("processor time cannot be limited here: no control group with the cpu controller can be made")]
     Unenforceable,
@@ -230,7 +233,7 @@ impl Sandbox {
         }
         match spec.grade {
             Grade::Vm => match Sandbox::launch_vm(config, spec, site.clone(), progress).await {
-                Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
+                Err(error) if error.no_vm_here() && spec.may_be_jail() => {
                     Sandbox::launch_jail(config, spec, site, Some(in_full(&error)), progress)
                 }
                 launched => launched,
@@ -475,7 +478,7 @@ impl Facts {
                 Environment::Closure(closure) => Some(closure.metadata.interpreter),
                 // With a wrapper for code only the wrapper can run some.
                 Environment::Artifact(artifact) if wrapper.is_none() => Some(artifact.interpreter),
-                Environment::Host | Environment::Artifact(_) => None,
+                Environment::Host | Environment::Artifact(_) | Environment::Guest(_) => None,
             },
             wrapper,
             user: spec.user.clone(),

@@ -2,17 +2,18 @@
 //! of the caller's.
 //!
 //! A spare has an id, a record and a place like a sandbox, so whatever happens to the daemon nothing of it is
-//! left. What has to be fixed before it starts decides which create it fits: the memory and processors of a
-//! guest; everything but its limits in time for a jail, since nothing can be mounted into one that runs.
+//! left. What has to be fixed before it starts decides which create it fits: the memory, processors and image
+//! of a guest; everything but its limits in time for a jail, since nothing can be mounted into one that runs.
 
 use super::SandboxId;
 use super::launch::{self, Ended, LaunchError};
 use super::place::{Place, Site};
 use crate::api::types::CreateRequest;
 use crate::config::Config;
-use crate::env::{Environment, Store};
+use crate::env::{Environment, GuestImage, Store};
 use crate::jail::Jail;
-use crate::spec::{Degraded, Grade, Purpose, Spec};
+use crate::spec::{Degraded, Grade, Purpose, Size, Spec};
+use crate::sys::limits::Cpus;
 use crate::sys::process::Unmounting;
 use crate::vm::Guest;
 use crate::vm::vmm::Backend;
@@ -32,6 +33,15 @@ pub(super) enum Kind {
     Vm(Box<Guest>, Backend),
     /// A jail.
     Jail(Box<Jail>),
+}
+
+/// What of a vm is fixed when it has booted.
+fn booted(spec: &Spec) -> (Grade, Option<Cpus>, Size, Option<&GuestImage>) {
+    let image = match &spec.environment {
+        Environment::Guest(image) => Some(image.as_ref()),
+        _ => None,
+    };
+    (spec.grade, spec.cpus, spec.memory, image)
 }
 
 /// What a spare is made for: the create that asks for nothing but the grade.
@@ -63,8 +73,7 @@ impl Spare {
     pub(super) fn fits(&self, wanted: &Spec) -> bool {
         match &self.kind {
             Kind::Vm(_, backend) => {
-                let size = |spec: &Spec| (spec.grade, spec.cpus, spec.memory);
-                size(wanted) == size(&self.spec) && wanted.vmm.is_none_or(|vmm| vmm == backend.kind())
+                booted(wanted) == booted(&self.spec) && wanted.vmm.is_none_or(|vmm| vmm == backend.kind())
             }
             Kind::Jail(_) => {
                 let fixed = |spec: &Spec| Spec {
@@ -99,5 +108,21 @@ impl Spare {
             Kind::Jail(jail) => drop(jail.destroy(place.cgroup(), Unmounting::First, || {}).await),
         }
         launch::remove(place).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::guest_image;
+
+    #[test]
+    fn a_guest_image_is_not_had_from_the_pool() {
+        let spare = Spec::asked(&request(Grade::Vm)).unwrap();
+        let with_code = Spec { timeout: Some(std::time::Duration::from_secs(1)), ..spare.clone() };
+        assert_eq!(booted(&with_code), booted(&spare));
+        let folder = guest_image();
+        let environment = Environment::find(folder.path().as_os_str()).unwrap();
+        assert_ne!(booted(&Spec { environment, ..spare.clone() }), booted(&spare));
     }
 }

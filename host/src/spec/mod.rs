@@ -197,6 +197,14 @@ pub(crate) enum SpecError {
     /// An artifact's wrapper makes a jail.
     #[error("the environment {0} makes the jail for its sessions itself: ask for one, with --isolation jail")]
     SessionsInVm(String),
+    /// Its kernel could not run in one.
+    #[error("the environment {0} is a guest with a kernel of its own, for --isolation vm")]
+    GuestInJail(String),
+    /// Nothing of firn's limits it.
+    #[error(
+        "--disk cannot be given to the guest {0}: what it writes is in its own memory, which --memory limits"
+    )]
+    GuestsDisk(String),
     /// More than the agent takes.
     #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
     Code(usize),
@@ -236,14 +244,15 @@ impl Spec {
         };
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
             Environment::Host | Environment::Code(_) => USUAL_MEMORY,
+            Environment::Guest(guest) => USUAL_MEMORY.max(Size(guest.least_memory())),
             Environment::Artifact(artifact) => Size(artifact.memory),
             Environment::Closure(closure) => Size(closure.metadata.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host | Environment::Code(_) | Environment::Closure(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
+                _ => WORKSPACE,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
         }
@@ -252,7 +261,7 @@ impl Spec {
             shares.push(Share::mount(host, mount.target.as_path(), mount.access)?);
         }
         let timeout = match &environment {
-            Environment::Host | Environment::Code(_) => None,
+            Environment::Host | Environment::Code(_) | Environment::Guest(_) => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
             Environment::Closure(closure) => Some(closure.metadata.timeout),
         };
@@ -273,6 +282,7 @@ impl Spec {
             vmm: request.vmm.map(VmmKind::from),
         };
         spec.check_artifact(request)?;
+        spec.check_guest(request)?;
         spec.check()
     }
 
@@ -281,6 +291,9 @@ impl Spec {
         if purpose == Purpose::Sessions {
             match &self.environment {
                 Environment::Host => return Err(SpecError::NoSessions(HOST.to_owned())),
+                Environment::Guest(guest) => {
+                    return Err(SpecError::NoSessions(guest.name().to_owned()));
+                }
                 Environment::Code(_) => {}
                 Environment::Closure(closure) => {
                     let program = closure.metadata.interpreter.program();
@@ -317,6 +330,25 @@ impl Spec {
             }
         }
         Ok(())
+    }
+
+    /// A guest image brings its own kernel, init and root.
+    fn check_guest(&self, request: &CreateRequest) -> Result<(), SpecError> {
+        let Environment::Guest(guest) = &self.environment else { return Ok(()) };
+        let (environment, least) = (guest.name().to_owned(), Size(guest.least_memory()));
+        match self.grade {
+            Grade::Jail => Err(SpecError::GuestInJail(environment)),
+            Grade::Vm if request.disk_bytes.is_some() => Err(SpecError::GuestsDisk(environment)),
+            Grade::Vm if self.memory < least => {
+                Err(SpecError::Memory { grade: "vm with this guest image", least, asked: self.memory })
+            }
+            Grade::Vm => Ok(()),
+        }
+    }
+
+    /// Whether a jail will do where no vm can be had.
+    pub(crate) fn may_be_jail(&self) -> bool {
+        self.degraded == Degraded::Allowed && !matches!(self.environment, Environment::Guest(_))
     }
 
     /// Checks what can be checked without looking at the host.

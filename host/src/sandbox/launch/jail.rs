@@ -74,6 +74,7 @@ pub(super) fn start(
             let jail = bringup.serving(artifact).map_err(Ended::from)?;
             (jail, Maker::Environment, None)
         }
+        Environment::Guest(guest) => return Err(LaunchError::NoJail(guest.name().to_owned())),
         Environment::Artifact(artifact) => {
             let (jail, wrapper) = bringup.wrapped(artifact).map_err(Ended::from)?;
             (jail, Maker::Environment, Some(wrapper))
