@@ -430,9 +430,12 @@ pub(crate) struct PoolInfo {
     pub(crate) vm: PoolLevel,
     /// Of jails.
     pub(crate) jail: PoolLevel,
+    /// Of jails with an interpreter.
+    #[serde(default)]
+    pub(crate) code: PoolLevel,
 }
 
-/// How full the pool is of one grade.
+/// How full the pool is of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PoolLevel {

@@ -33,8 +33,8 @@ use firn_protocol::{Exceeded, ResourceLimit};
 use guest::Ground;
 use serde::{Deserialize, Serialize};
 use sight::Sight;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinError;
 
@@ -59,6 +59,9 @@ pub(crate) enum LaunchError {
     /// What it takes to take it over could not be written down.
     #[error("cannot write the record of the sandbox")]
     Remains(#[source] serde_json::Error),
+    /// No interpreter can wait in it.
+    #[error("its interpreter did not start: {0}")]
+    NotInterpreted(String),
     /// Nobody wants it any more.
     #[error("its end was asked for before it came up")]
     Abandoned,
@@ -149,6 +152,8 @@ pub(crate) struct Up {
     pub(crate) wrapper: Option<Wrapper>,
     /// What runs code in it.
     pub(crate) interpreter: Option<Interpreter>,
+    /// What has started to run code already, and nobody has yet. See [`spare::Kind`].
+    pub(crate) waiting: Mutex<Option<Interpreter>>,
     /// Who commands are, when nobody says.
     pub(crate) user: Option<String>,
     /// How long they may take, when nobody says.
@@ -257,11 +262,13 @@ impl Sandbox {
                 guest.attach(exports).await.map_err(Ended::from)?;
                 sight.configure(*guest, spec, place, progress).await
             }
-            spare::Kind::Jail(jail) => {
+            spare::Kind::Jail(jail, waiting) => {
                 progress(Progress::Jail);
                 let isolation = Isolation::Jail { maker: Maker::Firn, instead_of_vm: None };
                 let facts = Facts::new(spec, &isolation, place.mechanisms(), jail::limits(spec), None);
-                Ok(Sandbox::new(Inside::Jail(jail), place, facts))
+                let sandbox = Sandbox::new(Inside::Jail(jail), place, facts);
+                *sandbox.up.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+                Ok(sandbox)
             }
         }
     }
@@ -314,6 +321,7 @@ impl Sandbox {
             memory_limit: known.memory_limit,
             limits: known.limits,
             told: AtomicU64::new(0),
+            waiting: Mutex::new(None),
         };
         Sandbox { inside, up: Arc::new(up), facts, place }
     }

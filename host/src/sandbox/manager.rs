@@ -10,7 +10,7 @@ use super::place::{self, PlaceError, Site};
 use super::pool::{self, Pool};
 use super::records::{Facts, Record, Records, RecordsError};
 use super::session::Makers;
-use super::spare::{self, Spare};
+use super::spare::{Sort, Spare};
 use super::{SandboxId, failpoint, runner};
 use crate::api::types::{
     Caller, CreateRequest, EventRecord, PoolInfo, RenewRequest, SandboxInfo, SandboxState,
@@ -18,7 +18,7 @@ use crate::api::types::{
 use crate::causes::in_full;
 use crate::config::Config;
 use crate::spec::protection::Protection;
-use crate::spec::{Grade, Purpose, Spec, SpecError};
+use crate::spec::{Purpose, Spec, SpecError};
 use crate::sys::cgroup::PauseError;
 use crate::sys::clock;
 use firn_protocol::Exceeded;
@@ -252,7 +252,7 @@ impl Shared {
     }
 
     /// Where a spare of the pool may make its place. It is written down.
-    pub(super) fn spare_site(&self, grade: Grade) -> Result<Site, OperationError> {
+    pub(super) fn spare_site(&self, sort: Sort) -> Result<Site, OperationError> {
         let mut registry = self.registry();
         let id = registry.free_id()?;
         let now = clock::boot_ms();
@@ -263,7 +263,7 @@ impl Shared {
             state: SandboxState::Starting,
             doomed: false,
             boot: clock::boot_id(),
-            request: spare::request(grade),
+            request: sort.request(),
             facts: Facts { created_unix_ms: clock::unix_ms(), created_boot_ms: now, ..Facts::default() },
             remains: None,
         })?;

@@ -19,7 +19,7 @@ use crate::guest::GuestError;
 use crate::spec::{Purpose, SpecError};
 use crate::sys::clock;
 use crate::view::WORKSPACE;
-use firn_protocol::{Driver, FailureCode, NotStarted, SessionCreate, SessionInterrupt, Text};
+use firn_protocol::{Driver, FailureCode, NotStarted, ResourceLimit, SessionCreate, SessionInterrupt, Text};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,14 +30,18 @@ use std::time::Duration;
 const USUAL_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const USUAL_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// What the agent calls the session of a sandbox that runs code once.
-const ONCE: &str = "once";
+/// What the agent calls the session that a sandbox was made for: it may have been there before it was
+/// anybody's.
+const FIRST: &str = "first";
 
 /// What is written down of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Session {
-    /// What it is called, here and by the agent.
+    /// What it is called.
     pub(crate) name: String,
+    /// What the agent calls it, if that is something else.
+    #[serde(default)]
+    inside: Option<String>,
     /// What its environment calls itself.
     pub(crate) environment: String,
     /// What tells that from all others. Absent, as in records of an older firn: its name does.
@@ -127,16 +131,22 @@ impl Interpreter {
 }
 
 impl Session {
-    fn new(name: &str, language: Language) -> Session {
+    fn new(name: &str, inside: &str, language: Language) -> Session {
         let Language { environment, identity, interpreter } = language;
         Session {
             name: name.to_owned(),
+            inside: Some(inside.to_owned()),
             environment,
             identity: Some(identity.into()),
             interpreter,
             created_unix_ms: clock::unix_ms(),
             used_unix_ms: None,
         }
+    }
+
+    /// What the agent calls it.
+    fn inside(&self) -> &str {
+        self.inside.as_ref().unwrap_or(&self.name)
     }
 
     /// Whether it is what a request wants, which names no other sandbox's environment or isolation.
@@ -164,6 +174,33 @@ impl Session {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+/// The session that a sandbox is made for, before anybody has asked for it.
+pub(super) fn first(
+    interpreter: Interpreter,
+    user: Option<String>,
+    limits: Vec<ResourceLimit>,
+) -> SessionCreate {
+    create(FIRST, interpreter, user, limits)
+}
+
+fn create(
+    inside: &str,
+    interpreter: Interpreter,
+    user: Option<String>,
+    resource_limits: Vec<ResourceLimit>,
+) -> SessionCreate {
+    SessionCreate {
+        session: inside.to_owned(),
+        driver: interpreter.driver(),
+        argv: vec![Text::from(interpreter.program())],
+        cwd: Some(Text::from(WORKSPACE)),
+        env: Vec::new(),
+        user,
+        max_output_bytes: None,
+        resource_limits,
     }
 }
 
@@ -213,7 +250,7 @@ impl Manager {
             (Some(sandbox), None) => self.make_session(&name, sandbox, max_output_bytes, by, progress).await,
             (None, Some(within)) => {
                 let handle = self.find(&within)?;
-                let session = Session::new(&name, handle.language(environment.as_deref())?);
+                let session = Session::new(&name, &name, handle.language(environment.as_deref())?);
                 handle.start_session(&session, max_output_bytes, by).await?;
                 Ok(Found { handle, session, created: true })
             }
@@ -231,7 +268,7 @@ impl Manager {
         by: Option<Caller>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Found, OperationError> {
-        let session = Session::new(name, language_of(&sandbox)?);
+        let session = Session::new(name, FIRST, language_of(&sandbox)?);
         let usual = |time: Duration| u64::try_from(time.as_millis()).ok();
         sandbox.idle_timeout_ms = sandbox.idle_timeout_ms.or(usual(USUAL_IDLE_TIMEOUT));
         sandbox.lifetime_ms = sandbox.lifetime_ms.or(usual(USUAL_LIFETIME));
@@ -281,7 +318,8 @@ impl Found {
         let mut info = self.info();
         if self.handle.0.admit(Operation::Use).is_ok() {
             let (mut connection, _activity) = self.handle.connect().await?;
-            let known = connection.session(&self.session.name).await.map_err(|error| self.failed(error))?;
+            let known =
+                connection.session(self.session.inside()).await.map_err(|error| self.failed(error))?;
             info.interpreter = Some(InterpreterInfo {
                 pid: known.pid,
                 memory_bytes: known.rss_bytes,
@@ -306,13 +344,13 @@ impl Found {
         {
             session.used_unix_ms = Some(clock::unix_ms());
         }
-        Command::evaluate(&self.handle.0, &self.session.name, request, by).await
+        Command::evaluate(&self.handle.0, self.session.inside(), request, by).await
     }
 
     /// Ends what it runs, and says whether it ran something.
     pub(crate) async fn interrupt(&self, grace_ms: Option<u64>) -> Result<bool, OperationError> {
         let (mut connection, _activity) = self.handle.connect().await?;
-        let asked = SessionInterrupt { session: self.session.name.clone(), run: None, grace_ms };
+        let asked = SessionInterrupt { session: self.session.inside().to_owned(), run: None, grace_ms };
         let ended = connection.interrupt(asked).await.map_err(|error| self.failed(error))?;
         Ok(ended.is_some())
     }
@@ -326,7 +364,7 @@ impl Found {
             return self.handle.destroy(by).await;
         }
         let (mut connection, _activity) = self.handle.connect().await?;
-        match connection.close_session(&self.session.name).await {
+        match connection.close_session(self.session.inside()).await {
             // It is not there, which is what was wanted.
             Err(GuestError::Refused { failure, .. }) if failure.code == FailureCode::NotFound => {}
             closed => closed.map_err(|error| self.failed(error))?,
@@ -375,7 +413,8 @@ impl Handle {
         most_output: Option<u64>,
         by: Option<Caller>,
     ) -> Result<(), OperationError> {
-        self.start_interpreter(&session.name, &session.environment, session.interpreter, most_output).await?;
+        self.start_interpreter(session.inside(), &session.environment, session.interpreter, most_output)
+            .await?;
         let entry = &self.0;
         entry.written().facts.sessions.push(session.clone());
         entry.save_facts()?;
@@ -388,7 +427,7 @@ impl Handle {
 
     async fn start_interpreter(
         &self,
-        name: &str,
+        inside: &str,
         environment: &str,
         interpreter: Interpreter,
         most_output: Option<u64>,
@@ -403,17 +442,21 @@ impl Handle {
             Some(wrapper) => wrapper.variables.clone(),
             None => Vec::new(),
         };
-        let create = SessionCreate {
-            session: name.to_owned(),
-            driver: interpreter.driver(),
-            argv: vec![Text::from(interpreter.program())],
-            cwd: Some(Text::from(WORKSPACE)),
-            env,
-            user: up.user.clone(),
-            max_output_bytes: most_output,
-            resource_limits: up.resource_limits.clone(),
-        };
         let (mut connection, _activity) = self.connect().await?;
+        let waiting = up.waiting.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| inside == FIRST);
+        if let Some(waiting) = waiting {
+            if waiting == interpreter && most_output.is_none() {
+                up.dialer.keep(connection);
+                return Ok(());
+            }
+            let closed = connection.close_session(FIRST).await;
+            closed.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))?;
+        }
+        let create = SessionCreate {
+            max_output_bytes: most_output,
+            env,
+            ..create(inside, interpreter, up.user.clone(), up.resource_limits.clone())
+        };
         let created = connection.create_session(create).await;
         match created.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))? {
             Ok(_known) => {
@@ -434,8 +477,8 @@ impl Handle {
     ) -> Result<Command, OperationError> {
         let Language { environment, interpreter, .. } =
             language_of(request.sandbox.as_ref().unwrap_or(&CreateRequest::default()))?;
-        self.start_interpreter(ONCE, &environment, interpreter, None).await?;
-        Command::evaluate(&self.0, ONCE, request, by).await
+        self.start_interpreter(FIRST, &environment, interpreter, None).await?;
+        Command::evaluate(&self.0, FIRST, request, by).await
     }
 
     fn session_info(&self, session: &Session) -> SessionInfo {
