@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 NIX_FILES = $(shell git ls-files '*.nix')
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-tests demo test test-nix lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test test-nix test-clients lint bench soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -74,6 +74,12 @@ lint: ## Check formatting, lints, documentation, dependencies and spelling
 	typos
 	nixfmt --check $(NIX_FILES)
 	deadnix --fail $(NIX_FILES)
+
+# npm and pip fetch the clients, once; they are too heavy for each run of the suite.
+test-clients: ## Drive firn mcp with real clients: Inspector, conformance suite, Python SDK, Codex
+	@./setup.sh run
+	@$(MAKE) --no-print-directory build
+	./tests/clients/run $(OUT)
 
 bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin guest-floor --target $(STATIC_TARGET)

@@ -5,10 +5,13 @@
 #   interpreter   the program that runs the code on its stdin
 #   closure       the file beside metadata.json that names every store path to show, one a line
 #   env           variables of every command
+#
+# isolation, "jail" or "vm", is that of a model's calls which name none; without it the server's.
 {
   environment,
   timeout_seconds ? 30,
   memory_mb ? 512,
+  isolation ? null,
   env ? { },
 }:
 let
@@ -29,3 +32,16 @@ in
   closure = "closure";
   inherit env;
 }
+// (
+  if isolation == null then
+    { }
+  else if
+    builtins.elem isolation [
+      "jail"
+      "vm"
+    ]
+  then
+    { inherit isolation; }
+  else
+    throw "isolation of '${environment.name}' must be \"jail\" or \"vm\""
+)

@@ -7,6 +7,7 @@
   env ? { },
   timeout_seconds ? 30,
   memory_mb ? 512,
+  isolation ? null,
 }:
 let
   accounts = import ./accounts.nix;
@@ -20,6 +21,7 @@ let
       env
       timeout_seconds
       memory_mb
+      isolation
       ;
   };
 in

@@ -16,13 +16,19 @@
   packages,
   timeout_seconds ? 30,
   memory_mb ? 512,
+  isolation ? null,
 }:
 let
   environment = import ./environment.nix { inherit pkgs; } {
     inherit name interpreter_type packages;
   };
   metadata = import ./metadata.nix {
-    inherit environment timeout_seconds memory_mb;
+    inherit
+      environment
+      timeout_seconds
+      memory_mb
+      isolation
+      ;
   };
   jailed = import ./jailed.nix { inherit pkgs jail; };
   run = jailed {

@@ -21,6 +21,8 @@
 //! nix-sandbox-mcp's `SESSION_IDLE_TIMEOUT` and `SESSION_MAX_LIFETIME`, in seconds, are for sessions that are
 //! made by whoever has them.
 //!
+//! Its `PROJECT_DIR` and `PROJECT_MOUNT` are the folder that code of MCP clients sees, and where.
+//!
 //! nixo's variables mean the same here, where they mean something and ours are not set:
 //!
 //! | variable | what it sets |
@@ -31,7 +33,7 @@
 
 mod file;
 
-use crate::env::Sources;
+use crate::env::{PROJECT, Sources};
 pub(crate) use file::PoolSize;
 use file::{FileError, Settings};
 use nix::unistd::Uid;
@@ -78,8 +80,24 @@ pub(crate) struct Config {
     pub(crate) session_idle_timeout: Option<Duration>,
     /// How old it may become.
     pub(crate) session_lifetime: Option<Duration>,
+    /// The folder that code of MCP clients sees.
+    pub(crate) project_dir: Option<PathBuf>,
+    /// Where they see it.
+    pub(crate) project_mount: PathBuf,
+    /// The token of who is let in by the MCP server over HTTP.
+    pub(crate) mcp_token: Option<Secret>,
     /// Those that variables name.
     programs: Vec<(Program, &'static str, PathBuf)>,
+}
+
+/// A text that is not shown with what it is part of.
+#[derive(Clone)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret")
+    }
 }
 
 /// What the daemon is told by whoever started it.
@@ -327,6 +345,13 @@ impl Config {
             sources,
             session_idle_timeout: seconds("SESSION_IDLE_TIMEOUT"),
             session_lifetime: seconds("SESSION_MAX_LIFETIME"),
+            mcp_token: text("FIRN_MCP_TOKEN").map(Secret),
+            // Many have variables of these names for something else: what is of no use is as good as nothing.
+            project_dir: variable("PROJECT_DIR").and_then(|dir| std::path::absolute(dir).ok()),
+            project_mount: variable("PROJECT_MOUNT")
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+                .unwrap_or_else(|| PROJECT.into()),
             programs,
         })
     }

@@ -95,6 +95,20 @@ in
       memory_mb = 256;
     };
   };
+  isolation-is-passed-on-where-it-is-said = {
+    expr = map (arguments: (sandbox arguments).isolation or "not said") [
+      { }
+      { isolation = "vm"; }
+    ];
+    expected = [
+      "not said"
+      "vm"
+    ];
+  };
+  an-unknown-isolation-is-refused = {
+    expr = (sandbox { isolation = "chroot"; }).isolation;
+    refused = true;
+  };
   the-environment-is-a-store-path = {
     expr = builtins.match "/nix/store/[a-z0-9]{32}-x-programs" (sandbox { }).environment != null;
     expected = true;

@@ -12,7 +12,7 @@ mod files;
 mod frames;
 mod metrics;
 pub(crate) mod operations;
-mod percent;
+pub(crate) mod percent;
 pub(crate) mod phase;
 pub(crate) mod refusal;
 mod relay;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// Appends `bytes`, with all encoded that is not plain in every part of an address (section 2.3).
-pub(super) fn encode(bytes: &[u8], into: &mut String) {
+pub(crate) fn encode(bytes: &[u8], into: &mut String) {
     for byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
             into.push(char::from(*byte));
@@ -15,7 +15,7 @@ pub(super) fn encode(bytes: &[u8], into: &mut String) {
 }
 
 /// The bytes that `text` stands for. None: what follows a `%` is no number.
-pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

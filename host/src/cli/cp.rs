@@ -10,13 +10,13 @@
 mod pack;
 mod queue;
 mod side;
-mod tar;
 mod unpack;
 
 use super::exit::Failed;
 use super::output::Output;
 use crate::api::client::{Chunks, Client, ClientError};
 use crate::api::types::RefusalKind;
+use crate::tar::{Kind, Reader, TarError};
 use axum::body::Body;
 use bytes::Bytes;
 use firn_protocol::Text;
@@ -29,7 +29,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tar::{Kind, Reader, TarError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use unpack::{Destination, UnpackError};

@@ -19,6 +19,7 @@ use super::create::CreateError;
 use super::create::source::SourceError;
 use super::env::EnvCommandError;
 use super::image::ImageCommandError;
+use super::mcp::McpError;
 use super::session::SessionError;
 use crate::api::client::ClientError;
 use crate::api::refusal::config_hint;
@@ -28,6 +29,7 @@ use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::env::BuildError;
 use crate::env::resolver::ResolveError;
+use crate::mcp::{EnvironmentsError, HttpError};
 use crate::sandbox::place::PlaceError;
 use crate::spec::SpecError;
 use crate::view::ShareError;
@@ -83,6 +85,9 @@ pub(super) enum Failed {
     /// A session that cannot be asked for.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The MCP server cannot be had as it was asked for.
+    #[error(transparent)]
+    Mcp(#[from] McpError),
     /// Files were not copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
@@ -129,6 +134,9 @@ impl Failed {
             Failed::Spec(_)
             | Failed::NoCommand
             | Failed::Create(_)
+            | Failed::Mcp(McpError::Policy(_) | McpError::Project(_) | McpError::NoToken)
+            | Failed::Mcp(McpError::Http(HttpError::Exposed(_)))
+            | Failed::Mcp(McpError::Environments(EnvironmentsError::Unknown { .. }))
             | Failed::Resolve(ResolveError::Environment(_))
             | Failed::Source(SourceError::Resolve(ResolveError::Environment(_))) => USAGE,
             Failed::Source(SourceError::Resolve(_)) => FAILED,

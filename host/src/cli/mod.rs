@@ -17,6 +17,7 @@ mod lease;
 mod list;
 mod logs;
 mod manage;
+mod mcp;
 mod output;
 mod pause;
 mod prune;
@@ -76,6 +77,7 @@ enum Command {
     Repl(session::Repl),
     #[command(flatten)]
     Manage(manage::Verb),
+    Mcp(Box<mcp::Mcp>),
     Daemon(daemon::Daemon),
     Build(build::Build),
     Catalog(catalog::Catalog),
@@ -150,6 +152,7 @@ pub fn main() -> ExitCode {
             true
         }
         Command::Session(sessions) => !sessions.runs_code(),
+        Command::Mcp(mcp) => mcp.is_about_clients(),
         _ => false,
     };
     match dispatch(cli, &mut output) {
@@ -189,6 +192,7 @@ fn dispatch(Cli { command, no_autostart }: Cli, output: &mut Output) -> Result<u
         Command::Attach(attach) => attach.run(configure(no_autostart)?, output),
         Command::Session(sessions) => sessions.run(configure(no_autostart)?, output),
         Command::Repl(repl) => repl.run(configure(no_autostart)?, output),
+        Command::Mcp(mcp) => mcp.run(configure(no_autostart)?, output),
         Command::Daemon(daemon) => daemon.run(configure(no_autostart)?, output),
         Command::Manage(verb) => verb.run(configure(no_autostart)?, output),
         Command::Build(build) => build.run(&Config::read()?, output),

@@ -1,9 +1,10 @@
 //! What an environment says of itself: `metadata.json` in its folder.
 //!
-//! The first four fields are those of nix-sandbox-mcp. With the others, which `nix/metadata.nix` writes, firn
-//! makes the sandbox itself.
+//! The first four fields are those of nix-sandbox-mcp. `isolation` is that of MCP calls which name none. With the
+//! others, which `nix/metadata.nix` writes, firn makes the sandbox itself.
 
 use super::{EnvironmentError, Interpreter};
+use crate::api::types::Isolation;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -33,6 +34,8 @@ pub(crate) struct Metadata {
     pub(crate) timeout: Duration,
     /// How much memory it may have, in bytes.
     pub(crate) memory: u64,
+    /// How it wants to be isolated when nobody says.
+    pub(crate) isolation: Option<Isolation>,
     /// Where its programs are, if firn is to make the sandbox.
     pub(super) programs: Option<Programs>,
 }
@@ -56,6 +59,7 @@ struct Fields {
     interpreter_type: Interpreter,
     timeout_seconds: Option<u64>,
     memory_mb: Option<u64>,
+    isolation: Option<Isolation>,
     environment: Option<PathBuf>,
     interpreter: Option<PathBuf>,
     closure: Option<PathBuf>,
@@ -94,6 +98,7 @@ impl Metadata {
             interpreter: fields.interpreter_type,
             timeout: Duration::from_secs(positive("timeout_seconds", fields.timeout_seconds, USUAL_TIMEOUT)?),
             memory: positive("memory_mb", fields.memory_mb, USUAL_MEMORY)?.saturating_mul(1 << 20),
+            isolation: fields.isolation,
             programs,
         })
     }

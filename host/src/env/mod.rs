@@ -37,7 +37,7 @@ pub(crate) use guest::tests::guest_image;
 pub(crate) use guest::{GuestImage, GuestImageError};
 pub(crate) use interpreter::Interpreter;
 pub(crate) use language::{Language, identity};
-use metadata::Metadata;
+pub(crate) use metadata::Metadata;
 pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
 pub(crate) use sources::Sources;

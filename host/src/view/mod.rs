@@ -19,7 +19,7 @@ use crate::sys::bubblewrap::Bubblewrap;
 pub(crate) use accounts::{home, ids};
 pub(crate) use closure::{closure_tools, store_of};
 pub(crate) use host::host_tools;
-pub(crate) use share::{Share, ShareError, parse_mount, parse_workspace};
+pub(crate) use share::{Share, ShareError, parse_mount, parse_project, parse_workspace};
 use std::io;
 use std::path::{Path, PathBuf};
 

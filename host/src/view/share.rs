@@ -139,6 +139,12 @@ pub(crate) fn parse_workspace(text: &str) -> (&Path, Access) {
     (Path::new(path), access.unwrap_or(Access::ReadWrite))
 }
 
+/// A project as people name it, `PATH[:ro|:rw]`: read-only unless it says otherwise.
+pub(crate) fn parse_project(text: &str) -> (&Path, Access) {
+    let (path, access) = split_access(text);
+    (Path::new(path), access.unwrap_or(Access::ReadOnly))
+}
+
 /// A mount as people name it, `HOST:GUEST[:ro|:rw]`: read-only unless it says otherwise.
 pub(crate) fn parse_mount(text: &str) -> Result<(&Path, &Path, Access), ShareError> {
     let (paths, access) = split_access(text);

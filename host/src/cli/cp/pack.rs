@@ -4,7 +4,7 @@
 //! link below what the caller named is followed: a folder that is replaced by a link while it is
 //! copied gives nothing away. Owners stay behind: who owns the copies is decided in the sandbox.
 
-use super::tar::{Entry, Kind, LONGEST_NAME, Writer};
+use crate::tar::{Entry, Kind, LONGEST_NAME, Writer};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};

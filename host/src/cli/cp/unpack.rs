@@ -12,7 +12,7 @@ mod made;
 #[cfg(test)]
 mod tests;
 
-use super::tar::{Entry, Kind, Reader, TarError};
+use crate::tar::{Entry, Kind, Reader, TarError};
 pub(super) use destination::Destination;
 use made::{OF_FOLDERS, PERMISSIONS, link, make_folder, symlink, write};
 use nix::errno::Errno;

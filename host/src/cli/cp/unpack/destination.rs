@@ -1,7 +1,7 @@
 //! Where an archive goes.
 
-use super::super::tar::Kind;
 use super::{UnpackError, failed};
+use crate::tar::Kind;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use std::ffi::{OsStr, OsString};

@@ -1,7 +1,7 @@
 //! One file, folder or link, made in a folder that is open.
 
-use super::super::tar::Entry;
 use super::{UnpackError, failed};
+use crate::tar::Entry;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};

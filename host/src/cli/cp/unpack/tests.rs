@@ -1,8 +1,8 @@
 //! Archives that are what they should be, and such that are not.
 
 use super::super::pack::pack;
-use super::super::tar::Writer;
 use super::*;
+use crate::tar::Writer;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -8,29 +8,24 @@ const LARGEST_OCTAL: u64 = 0o777_7777_7777;
 
 /// Writes an archive, entry by entry.
 #[derive(Debug)]
-pub(in crate::cli::cp) struct Writer<W> {
+pub(crate) struct Writer<W> {
     to: W,
 }
 
 impl<W: Write> Writer<W> {
     /// To `to`.
-    pub(in crate::cli::cp) fn new(to: W) -> Writer<W> {
+    pub(crate) fn new(to: W) -> Writer<W> {
         Writer { to }
     }
 
     /// Writes an entry that has no content: a folder or a link.
-    pub(in crate::cli::cp) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.begin(entry)
     }
 
     /// Writes a file of exactly `size` bytes: when `content` has become shorter meanwhile, the rest is
     /// zeros.
-    pub(in crate::cli::cp) fn file(
-        &mut self,
-        entry: &Entry,
-        size: u64,
-        content: impl Read,
-    ) -> io::Result<()> {
+    pub(crate) fn file(&mut self, entry: &Entry, size: u64, content: impl Read) -> io::Result<()> {
         self.begin(entry)?;
         let copied = io::copy(&mut content.take(size), &mut self.to)?;
         zeros(&mut self.to, size - copied + padding(size))
@@ -66,7 +61,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes the end.
-    pub(in crate::cli::cp) fn finish(mut self) -> io::Result<W> {
+    pub(crate) fn finish(mut self) -> io::Result<W> {
         zeros(&mut self.to, 2 * BLOCK as u64)?;
         self.to.flush()?;
         Ok(self.to)

@@ -11,7 +11,7 @@ pub(super) const LONGEST_EXTENSION: u64 = 64 * 1024;
 
 /// Reads an archive, entry by entry.
 #[derive(Debug)]
-pub(in crate::cli::cp) struct Reader<R> {
+pub(crate) struct Reader<R> {
     from: R,
     /// What is still unread of the last file.
     left: u64,
@@ -31,13 +31,13 @@ struct Extensions {
 
 impl<R: Read> Reader<R> {
     /// Of what `from` gives.
-    pub(in crate::cli::cp) fn new(from: R) -> Reader<R> {
+    pub(crate) fn new(from: R) -> Reader<R> {
         Reader { from, left: 0, padding: 0, over: false }
     }
 
     /// The next entry, or None at the end. Of a file that was not read to its end the rest is passed
     /// over.
-    pub(in crate::cli::cp) fn next(&mut self) -> Result<Option<Entry>, TarError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         let mut known = Extensions::default();
         while let Some(header) = self.header()? {
             let size = number(&header[124..136], "a size")?;

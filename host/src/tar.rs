@@ -3,7 +3,7 @@
 //!
 //! What is read comes from a sandbox. Nothing is allocated because of a number in it, but for names
 //! up to [`LONGEST_NAME`]; what the format can say and a copy has no use for is passed over
-//! (`Kind::Special`) or refused. Names are bytes, and are not checked here: see `unpack`.
+//! (`Kind::Special`) or refused. Names are bytes, and are not checked here: see `cli::cp`.
 //!
 //! Sources: pax(1) of POSIX.1-2017, "ustar Interchange Format" and "pax Header Block"; "Basic Tar Format"
 //! of GNU tar's manual.
@@ -13,8 +13,8 @@ mod reader;
 mod tests;
 mod writer;
 
-pub(super) use reader::Reader;
-pub(super) use writer::Writer;
+pub(crate) use reader::Reader;
+pub(crate) use writer::Writer;
 
 use std::io;
 
@@ -22,27 +22,27 @@ use std::io;
 const BLOCK: usize = 512;
 
 /// The longest name, and the longest target of a link: what a path can have on Linux (`PATH_MAX`).
-pub(super) const LONGEST_NAME: usize = 4096;
+pub(crate) const LONGEST_NAME: usize = 4096;
 
 /// What a name of the header itself holds.
 const SHORT_NAME: usize = 100;
 
 /// A thing in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Its path, as it stands there.
-    pub(super) name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// What it is.
-    pub(super) kind: Kind,
+    pub(crate) kind: Kind,
     /// Its permission bits, as they stand there.
-    pub(super) mode: u32,
+    pub(crate) mode: u32,
     /// When it was changed, in seconds since 1970.
-    pub(super) modified: i64,
+    pub(crate) modified: i64,
 }
 
 /// What it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A file, whose content follows.
     File {
         /// How long that is.
