@@ -5,11 +5,13 @@
 #   interpreter   the program that runs the code on its stdin
 #   closure       the file beside metadata.json that names every store path to show, one a line
 #   env           variables of every command
+#   database      the folder beside metadata.json that is Nix's database; absent: there is none
 {
   environment,
   timeout_seconds ? 30,
   memory_mb ? 512,
   env ? { },
+  database ? null,
 }:
 let
   atLeastOne =
@@ -29,3 +31,4 @@ in
   closure = "closure";
   inherit env;
 }
+// (if database == null then { } else { inherit database; })

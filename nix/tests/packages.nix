@@ -47,6 +47,15 @@ in
     interpreter_type = "python";
     packages = [ (pkgs.fake "python3") ];
   };
+  # With Nix in it.
+  builder = firn.mkSandbox {
+    name = "builder";
+    interpreter_type = "bash";
+    packages = [ ];
+    timeout_seconds = 600;
+    memory_mb = 1024;
+    nix = true;
+  };
   # An environment with at least so many paths: outputs of one derivation.
   many =
     number:

@@ -46,6 +46,8 @@ pub(super) struct Programs {
     pub(super) runner: PathBuf,
     /// The list of store paths, a file of the environment's folder.
     pub(super) closure: PathBuf,
+    /// Nix's database of these, a folder of the environment's folder.
+    pub(super) database: Option<PathBuf>,
     /// Variables of every command.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -59,6 +61,7 @@ struct Fields {
     environment: Option<PathBuf>,
     interpreter: Option<PathBuf>,
     closure: Option<PathBuf>,
+    database: Option<PathBuf>,
     #[serde(default)]
     env: BTreeMap<String, String>,
 }
@@ -83,11 +86,18 @@ impl Metadata {
         };
         let programs = match (fields.environment, fields.interpreter, fields.closure) {
             (Some(programs), Some(runner), Some(closure)) => {
-                // A list elsewhere would be read with the daemon's rights.
-                if closure.file_name() != Some(closure.as_os_str()) {
-                    return Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: closure });
+                // What is elsewhere would be read with the daemon's rights.
+                let elsewhere = |file: &&PathBuf| file.file_name() != Some(file.as_os_str());
+                if let Some(file) =
+                    [Some(&closure), fields.database.as_ref()].into_iter().flatten().find(elsewhere)
+                {
+                    return Err(EnvironmentError::NotBeside {
+                        folder: folder.to_owned(),
+                        file: file.clone(),
+                    });
                 }
-                Some(Programs { folder: programs, runner, closure, variables: fields.env })
+                let (database, variables) = (fields.database, fields.env);
+                Some(Programs { folder: programs, runner, closure, database, variables })
             }
             (None, None, None) => None,
             _ => return Err(EnvironmentError::Partial(folder.to_owned())),
