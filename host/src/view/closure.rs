@@ -13,6 +13,8 @@ pub(crate) fn store_of(paths: &[PathBuf]) -> Vec<Entry> {
     let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
     vec![folder("/nix"), folder(STORE), Entry::Store(paths.to_owned())]
 }
+/// Where Nix has its database.
+const DATABASE: &str = "/nix/var/nix/db";
 
 /// The tree of an environment's programs, for a sandbox called `hostname`.
 pub(crate) fn closure_tools(closure: &Closure, store: Store, hostname: &str) -> Vec<Entry> {
@@ -25,6 +27,10 @@ pub(crate) fn closure_tools(closure: &Closure, store: Store, hostname: &str) -> 
             tree.extend([folder("/nix"), folder(STORE)]);
             tree.push(Entry::Bind { from: STORE.into(), path: STORE.into() });
         }
+    }
+    if let Some(database) = &closure.database {
+        tree.extend(["/nix/var", "/nix/var/nix"].map(folder));
+        tree.push(Entry::Bind { from: database.clone(), path: DATABASE.into() });
     }
     let programs = closure.programs.as_path();
     let there = |name: &Path| Some(programs.join(name)).filter(|path| path.exists());
