@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 NIX_FILES = $(shell git ls-files '*.nix')
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-tests demo test test-nix test-clients lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test test-nix test-clients lint bench bench-environment soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -12,6 +12,8 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 OUT := $(TARGET)/firn
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/firn
 PREFIX ?= /usr/local
+# An environment with so many paths, in Nix.
+OF_PATHS = (import $(CURDIR)/nix/tests/packages.nix { root = $(CACHE)/nix/root; }).many $(1)
 FUZZ_SECONDS ?= 60
 
 # Where setup.sh puts programs, after everything the user has.
@@ -40,10 +42,10 @@ build: ## Build firn and firn-agent into target/firn
 	@mkdir -p $(OUT)
 	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/release/firn $(TARGET)/$(STATIC_TARGET)/agent/firn-agent $(OUT)/
 
-# What the suite needs besides: an agent that does what it must not.
+# What the suite needs besides: an agent that does what it must not, and the beginning of another init.
 build-tests: build
-	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --target $(STATIC_TARGET)
-	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(OUT)/
+	$(STATIC_CARGO) build --profile agent --locked -p firn-tests --bin hostile-agent --bin stage-one --target $(STATIC_TARGET)
+	@install -C -m 755 $(TARGET)/$(STATIC_TARGET)/agent/hostile-agent $(TARGET)/$(STATIC_TARGET)/agent/stage-one $(OUT)/
 
 # doctor only informs here: the run shows whether a sandbox can be had.
 demo: setup build ## Set up, build, and run a command in a microVM
@@ -87,6 +89,16 @@ bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench jail -- $(BENCH_JAIL)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench daemon -- $(BENCH_DAEMON)
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench session -- $(BENCH_SESSION)
+	@$(MAKE) --no-print-directory bench-environment
+
+# Of two environments that differ in the number of their paths, which Nix builds.
+bench-environment: setup build
+	@./setup.sh run nix
+	$(CACHE)/nix/bin/nix build --impure --quiet --out-link $(TARGET)/bench-many --expr '$(call OF_PATHS,400)'
+	$(CACHE)/nix/bin/nix build --impure --quiet --out-link $(TARGET)/bench-few --expr '$(call OF_PATHS,1)'
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench environment -- \
+	    $(TARGET)/bench-many $(TARGET)/bench-few $(BENCH_ENVIRONMENT)
 
 soak: ## Run the long tests
 	@./setup.sh run test

@@ -3,7 +3,7 @@
 //! Owns the register of supervisors and the reaping of children. Lives as long as the process, on
 //! its only thread. Connections call it; it knows nothing of the protocol.
 
-use crate::exec::{Order, Tree};
+use crate::exec::{self, Order, Tree};
 use crate::guest::{Guest, Tally};
 use crate::kept::Register;
 use crate::session::Sessions;
@@ -16,6 +16,7 @@ use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -53,10 +54,13 @@ pub(crate) enum AgentError {
 
 /// Which process the agent is.
 pub(crate) enum Role {
-    /// A process among others: in a jail, in a guest with its own init, in a test.
-    Plain,
-    /// PID 1 of a lean guest.
-    Init(Guest),
+    /// A process among others: in a jail, in a test.
+    Plain {
+        /// Where commands are looked for, when nobody says.
+        path: OsString,
+    },
+    /// What makes a guest a sandbox: PID 1 of a lean guest, a service of one with an init of its own.
+    Guest(Guest),
 }
 
 /// See the module.
@@ -94,7 +98,12 @@ pub(crate) fn prepare_process() -> Result<(), AgentError> {
 /// Lets go of what came from whoever started this process, which may have been careless: variables, and
 /// all descriptors but `kept`. Before anything is opened. Stdin, stdout and stderr stay; Rust's runtime
 /// has put `/dev/null` where one of them was closed.
-pub(crate) fn forget_start(kept: Option<RawFd>) {
+///
+/// Gives where commands are to be looked for: a wrapper that hands a socket on knows where the programs of its
+/// jail are, which may be in none of the usual folders.
+pub(crate) fn forget_start(kept: Option<RawFd>) -> OsString {
+    #[allow(clippy::disallowed_methods, reason = "the agent has no configuration but this")]
+    let path = kept.and_then(|_| std::env::var_os("PATH")).unwrap_or_else(|| exec::USUAL_PATH.into());
     // The variables are gone; that their room shows is of no importance.
     let _ = sys::clear_environment();
     match kept {
@@ -104,6 +113,7 @@ pub(crate) fn forget_start(kept: Option<RawFd>) {
         }
         None => sys::close_between(3, RawFd::MAX),
     }
+    path
 }
 
 /// Makes `/proc` the working directory, for [`Tree`] and statistics.
@@ -177,16 +187,24 @@ impl Agent {
     /// Where commands enter their cgroup, if they have one.
     pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
         match &self.role {
-            Role::Plain => None,
-            Role::Init(guest) => guest.entrance(),
+            Role::Plain { .. } => None,
+            Role::Guest(guest) => guest.entrance(),
         }
     }
 
     /// How often limits were hit so far that the agent's own system counts.
     pub(crate) fn tally(&self) -> Tally {
         match &self.role {
-            Role::Plain => Tally::default(),
-            Role::Init(guest) => guest.tally(),
+            Role::Plain { .. } => Tally::default(),
+            Role::Guest(guest) => guest.tally(),
+        }
+    }
+
+    /// Where commands are looked for, when nobody says.
+    pub(crate) fn search_path(&self) -> &OsStr {
+        match &self.role {
+            Role::Plain { path } => path,
+            Role::Guest(guest) => OsStr::new(guest.search_path()),
         }
     }
 

@@ -91,7 +91,7 @@ impl Connection {
     async fn greet(&mut self, agent: &Agent) -> Result<(), ConnectionError> {
         let mut capabilities =
             vec!["exec", "pty", "stats", "shutdown", "limits", "keep", "processes", "files", "sessions"];
-        if matches!(agent.role, Role::Init(_)) {
+        if matches!(agent.role, Role::Guest(_)) {
             capabilities.push("configure");
         }
         let hello = Hello {
@@ -175,7 +175,7 @@ impl Connection {
 
     async fn shut_down(&mut self, agent: &Agent, id: RequestId) -> Result<(), ConnectionError> {
         agent.end_commands().await;
-        if let Role::Init(guest) = &agent.role {
+        if let Role::Guest(guest) = &agent.role {
             guest.write_back();
         }
         // From here on the way leads to the end, whether or not the host still listens.
@@ -188,9 +188,10 @@ impl Connection {
         })
         .await;
         match &agent.role {
-            Role::Init(_) => crate::guest::power_off(),
-            Role::Plain => std::process::exit(0),
+            Role::Guest(guest) => guest.power_off(),
+            Role::Plain { .. } => std::process::exit(0),
         }
+        Ok(())
     }
 
     async fn reply(&mut self, id: RequestId, reply: &Reply) -> Result<(), ConnectionError> {
@@ -249,14 +250,14 @@ impl Connection {
 
 fn configure_guest(agent: &Agent, configure: &Configure) -> Reply {
     match &agent.role {
-        Role::Init(guest) => match guest.configure(configure) {
+        Role::Guest(guest) => match guest.configure(configure) {
             Ok(()) => Reply::Configured,
             Err(error) => failure(error.code(), log::chain(&error)),
         },
         // Host name, clock and mounts belong to whoever runs this system, and that is not the agent.
-        Role::Plain => failure(
+        Role::Plain { .. } => failure(
             FailureCode::Unsupported,
-            "this agent is not the init process of a guest: it has nothing to configure".into(),
+            "this agent is not a guest's: it has nothing to configure".into(),
         ),
     }
 }

@@ -10,7 +10,7 @@
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
-use std::ffi::{c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::process::abort;
@@ -321,6 +321,17 @@ pub(crate) fn seed_randomness(random: impl AsFd, entropy: &[u8]) -> Result<(), E
     unsafe { ioctl::add_entropy(fd, info.as_ptr().cast()) }?;
     // SAFETY: takes no argument.
     unsafe { ioctl::reseed(fd) }.map(drop)
+}
+
+/// An extended attribute of a file, if it has one that is as short as a flag.
+pub(crate) fn attribute(path: &CStr, name: &CStr) -> Option<Vec<u8>> {
+    let mut value = vec![0_u8; 16];
+    // SAFETY: both strings are terminated; pointer and length describe one buffer.
+    let length = Errno::result(unsafe {
+        libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    });
+    value.truncate(usize::try_from(length.ok()?).ok()?);
+    Some(value)
 }
 
 /// Brings a network interface up.

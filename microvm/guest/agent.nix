@@ -5,31 +5,12 @@ let
 in
 {
   config = lib.mkIf cfg.enable {
-    systemd.services.firn-agent = {
-      description = "firn's agent";
+    # The file itself and not its fields as options, since it is tested in guests that are not NixOS's.
+    systemd.units."firn-agent.service" = {
+      text = builtins.replaceStrings [ "/usr/local/bin/firn-agent" ] [ "${cfg.agent}/bin/firn-agent" ] (
+        builtins.readFile ../../packaging/systemd/guest/firn-agent.service
+      );
       wantedBy = [ "multi-user.target" ];
-      after = [
-        "local-fs.target"
-        "systemd-tmpfiles-setup.service"
-      ];
-      # Nothing else is waited for: commands may come as soon as there are files.
-      unitConfig.DefaultDependencies = false;
-      conflicts = [ "shutdown.target" ];
-      before = [ "shutdown.target" ];
-      serviceConfig = {
-        ExecStart = "${cfg.agent}/bin/firn-agent --vsock";
-        Restart = "always";
-        RestartSec = "100ms";
-        # It makes the control group of all commands below its own.
-        Delegate = true;
-        TasksMax = "infinity";
-        LimitNOFILE = 1048576;
-        # Commands are told apart from the agent by the kernel too.
-        OOMScoreAdjust = -1000;
-        OOMPolicy = "continue";
-        KillMode = "mixed";
-        TimeoutStopSec = "5s";
-      };
     };
 
     boot = {

@@ -12,10 +12,11 @@
   kernelRelease,
   kernelVersion,
   parameters,
-  # In MiB.
+  # In MiB: a guest is not booted with less.
   memory,
   vcpus,
-  # The virtio-fs tag by which the guest mounts the host's store; null: the guest brings a disk with its own.
+  # The virtio-fs tag by which the guest mounts what it is shown of the host's store, which the file `closure` beside the
+  # manifest lists; null: the guest brings a disk with its own, which firn does not boot yet.
   storeTag,
   storeDisk ? null,
   agentVersion,
@@ -58,6 +59,7 @@ in
       {
         kind = "virtiofs";
         tag = storeTag;
+        closure = "closure";
       }
     else if storeDisk != null then
       {

@@ -21,7 +21,7 @@ in
     storeTag = mkOption {
       type = types.str;
       default = "store";
-      description = "The virtio-fs tag by which the host's store is mounted. The host exports it read-only.";
+      description = "The virtio-fs tag by which the guest's closure is mounted. The host exports that much of its store, read-only.";
     };
 
     writableStore = mkOption {
@@ -33,7 +33,7 @@ in
       default = "tmpfs";
       description = ''
         Where paths go that the guest builds itself: nowhere (the store is read-only and there is no nix-daemon), into
-        the guest's memory, or onto a volume that is mounted at /nix/.rw-store.
+        the guest's memory, or onto a volume that is mounted at /nix/.rw-store, which only microvm.nix's own runners attach.
       '';
     };
 
@@ -58,7 +58,7 @@ in
     image = mkOption {
       type = types.package;
       readOnly = true;
-      description = "A folder with manifest.json: a guest image of firn's.";
+      description = "A folder with manifest.json and closure: an environment of firn's, for vms.";
     };
   };
 }

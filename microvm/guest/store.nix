@@ -1,5 +1,5 @@
-# The store: the host's, read-only on the host's side too, and above it, if there is to be one, a place for what the guest
-# builds.
+# The store: the guest's closure from the host's, read-only on the host's side too, and above it, if there is to be one, a
+# place for what the guest builds. Under microvm.nix's own runners it is the whole store.
 { config, lib, ... }:
 let
   cfg = config.firn.guest;

@@ -39,6 +39,19 @@ let
       }
       // arguments
     );
+  # The units that a guest's agent has, without NixOS.
+  guestUnits =
+    (import ../../microvm/guest/agent.nix {
+      config.firn.guest = {
+        enable = true;
+        agent = "/nix/store/a";
+        codex = false;
+      };
+      lib = {
+        mkIf = _: value: value;
+        optional = condition: value: if condition then [ value ] else [ ];
+      };
+    }).config.systemd.units;
   # What the host expects, as its own tests have it: the file has a heading, which ends with a line of dashes.
   hostManifest =
     let
@@ -169,6 +182,7 @@ in
         cacert.description = "";
         coreutils.description = "";
         git.description = "Keeps track of changes";
+        nix.description = "";
       };
     };
   };
@@ -234,12 +248,17 @@ in
       {
         kind = "virtiofs";
         tag = "store";
+        closure = "closure";
       }
       {
         kind = "disk";
         path = "/nix/store/d/store.erofs";
       }
     ];
+  };
+  the-agents-unit-names-its-program = {
+    expr = builtins.match ".*\nExecStart=([^\n]*)\n.*" guestUnits."firn-agent.service".text;
+    expected = [ "/nix/store/a/bin/firn-agent --vsock" ];
   };
   a-guest-without-a-store-is-refused = {
     expr = manifest { storeTag = null; };

@@ -74,8 +74,8 @@ pub enum Request {
     SessionClose(SessionTarget),
     /// Answered by [`Reply::Stats`].
     Stats,
-    /// Ends all commands, writes back all shares, and powers the guest off after
-    /// [`Reply::ShuttingDown`]. A plain process exits instead.
+    /// Ends all commands, writes back all shares, and after [`Reply::ShuttingDown`] powers the guest off, or has
+    /// its init do so. A plain process exits instead.
     Shutdown,
 }
 

@@ -11,7 +11,8 @@
     firn.url = "flake:firn";
   };
 
-  # nix build .#guest       a folder with manifest.json, a guest image of firn's
+  # firn run --env .#guest -- codex --version     boots it
+  # nix build .#guest                             the image: manifest.json, and the store paths it is shown
   outputs =
     {
       nixpkgs,

@@ -25,5 +25,26 @@
 
     with subtest("a vm runs a command"):
         assert machine.succeed("firn run -i vm -- uname -s").strip() == "Linux"
+
+    run = "firn run --env ${packages.guest}"
+
+    with subtest("the image is booted: systemd is PID 1, and NixOS's programs are found"):
+        assert machine.succeed(f"{run} -- cat /proc/1/comm").strip() == "systemd"
+        assert machine.succeed(f"{run} -- sh -c 'command -v nixos-version'").strip() == "/run/current-system/sw/bin/nixos-version"
+
+    with subtest("a command has a control group with the limit that was asked for"):
+        group = "/system.slice/firn-agent.service/commands"
+        assert machine.succeed(f"{run} --pids 77 -- cat /proc/self/cgroup").strip() == f"0::{group}"
+        assert machine.succeed(f"{run} --pids 77 -- cat /sys/fs/cgroup{group}/pids.max").strip() == "77"
+
+    with subtest("a workspace is written back"):
+        machine.succeed("mkdir /tmp/project")
+        machine.succeed(f"{run} -w /tmp/project -- sh -c 'echo written >file'")
+        assert machine.succeed("cat /tmp/project/file") == "written\n"
+
+    with subtest("of the host's store there is the guest's closure, read-only"):
+        closure = machine.succeed("LC_ALL=C sort ${packages.guest}/closure")
+        assert machine.succeed(f"{run} -- sh -c 'printf \"%s\\n\" /nix/.ro-store/* | sed s,.ro-store,store, | LC_ALL=C sort'") == closure
+        machine.fail(f"{run} -- touch /nix/.ro-store/new")
   '';
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const SOON: Duration = Duration::from_secs(60);
 
 /// No guest boots that no test has asked for, be there KVM or not.
-const USUAL_CONFIG: &str = "[pool]\nvm = 0\n";
+const USUAL_CONFIG: &str = "[pool]\nvm = 0\ncode = 0\n";
 
 /// Nobody's number.
 const NORMAL_USER: u32 = 54_242;

@@ -10,9 +10,11 @@
 
 mod chance;
 mod daemon;
+mod evaluation;
 mod firn;
 mod grade;
 mod host;
+mod initramfs;
 mod mcp;
 mod mcp_http;
 mod peer;
@@ -21,9 +23,11 @@ mod terminal;
 
 pub use chance::Chance;
 pub use daemon::Daemon;
+pub use evaluation::{Evaluated, Evaluation, code_in};
 pub use firn::{Finished, Firn, collect};
 pub use grade::Grade;
 pub use host::{Host, binaries};
+pub use initramfs::Initramfs;
 pub use mcp::{Mcp, Ran};
 pub use mcp_http::{Answer, McpHttp};
 pub use peer::{Peer, connect, exec};

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use firn_protocol::{
-    Codec, Event, Exec, Exited, Frame, Hello, Kind, PROTOCOL_VERSION, Reply, Request, Stdin,
+    Codec, Event, Exec, Exited, Frame, Hello, Kind, PROTOCOL_VERSION, Reply, Request, SessionRun, Stdin,
 };
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -124,6 +124,38 @@ impl Peer {
                 }
                 Kind::Reply => match frame.message().unwrap() {
                     Reply::Exited(exited) => return *exited,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("a {other:?} frame"),
+            }
+        }
+    }
+
+    /// Runs code in a session to its end, under a number of its own, and gives how much it writes.
+    pub fn evaluate(&mut self, session: &str, run: u64, code: &str) -> usize {
+        self.id += 1;
+        let asked = SessionRun {
+            session: session.to_owned(),
+            run,
+            code: code.into(),
+            more_code_bytes: 0,
+            timeout_ms: None,
+            grace_ms: None,
+            stdin: Stdin::Null,
+            max_output_bytes: None,
+        };
+        self.send(&Frame::json(Kind::Request, self.id, &Request::SessionRun(Box::new(asked))).unwrap());
+        let mut written = 0;
+        loop {
+            let frame = self.next();
+            assert_eq!(frame.id, self.id, "a frame of another operation");
+            match frame.kind {
+                Kind::Stdout | Kind::Stderr => written += frame.body.len(),
+                Kind::Event => {
+                    let _: Event = frame.message().unwrap();
+                }
+                Kind::Reply => match frame.message().unwrap() {
+                    Reply::Ran(_) => return written,
                     other => panic!("{other:?}"),
                 },
                 other => panic!("a {other:?} frame"),

@@ -1,7 +1,7 @@
 //! Environments in nix-sandbox-mcp's layout: `firn run --env DIR`, code on stdin.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Firn, Grade, Host, both_grades, jail_only};
+use firn_tests::{Firn, Grade, Host, binaries, both_grades, jail_only};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -25,16 +25,42 @@ exec bwrap --unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-ut
     bash -c 'cd /workspace; code="$(cat)"; exec python3 -c "$code"'
 "#;
 
+/// A wrapper for sessions: its jail has an agent, which serves the socket that is descriptor 3, and a variable
+/// that tells it from others.
+const SESSION_WRAPPER: &str = r#"#!/bin/bash
+set -euo pipefail
+RUNTIME_ARGS=()
+if [ -n "${PROJECT_DIR:-}" ]; then RUNTIME_ARGS+=(--ro-bind "$PROJECT_DIR" "$PROJECT_MOUNT"); fi
+echo kept-at-home >~/left
+exec bwrap --unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup \
+    --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 \
+    --proc /proc --dev /dev --tmpfs /tmp --tmpfs /workspace --ro-bind "${0%/*}/firn-agent" /agent \
+    --dir /only-here --symlink /usr/bin/env /only-here/of-the-wrapper \
+    --clearenv --setenv LANG "$LANG" --setenv TERM "$TERM" --setenv PATH /usr/bin:/only-here \
+    --new-session --die-with-parent "${RUNTIME_ARGS[@]}" -- /agent --listen-fd 3
+"#;
+
 /// An artifact on the host that anybody can read.
 fn artifact(host: &Host, metadata: &str) -> PathBuf {
     let folder = host.work().join("artifact");
     fs::create_dir_all(folder.join("bin")).unwrap();
     fs::write(folder.join("metadata.json"), metadata).unwrap();
-    let run = folder.join("bin/run");
-    fs::write(&run, WRAPPER).unwrap();
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&folder.join("bin/run"), WRAPPER);
     fs::set_permissions(host.work(), fs::Permissions::from_mode(0o755)).unwrap();
     folder
+}
+
+/// One with a wrapper for sessions.
+fn artifact_with_sessions(host: &Host, metadata: &str) -> PathBuf {
+    let folder = artifact(host, metadata);
+    program(&folder.join("bin/session-run"), SESSION_WRAPPER);
+    fs::copy(binaries().join("firn-agent"), folder.join("bin/firn-agent")).unwrap();
+    folder
+}
+
+fn program(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn python(host: &Host, folder: &Path, more: &[&str], code: &str) -> Firn {
@@ -123,6 +149,82 @@ fn what_the_environment_decides_is_not_claimed() {
     assert!(disk.stderr.contains("--disk"), "{}", disk.stderr);
 }
 
+jail_only!(sessions_are_in_the_jail_of_their_wrapper);
+// In a vm there is none: see below.
+fn sessions_are_in_the_jail_of_their_wrapper() {
+    let host = Host::of(Grade::Jail);
+    let folder = artifact_with_sessions(&host, METADATA);
+    let project = host.work().join("project");
+    fs::create_dir(&project).unwrap();
+    fs::write(project.join("file"), "of the host").unwrap();
+    let share = format!("{}:ro", project.display());
+    let create = ["session", "create", "-i", "jail", "--env", folder.to_str().unwrap(), "-w", &share];
+    host.firn(&[&create[..], &["--name", "s"]].concat()).finish().expect(0);
+    let run = |code: &str| host.firn(&["session", "run", "--session", "s", code]).finish();
+    run("x = 41").expect(0);
+    assert_eq!(run("x + 1").expect(0).text(), "42\n");
+    assert_eq!(run("print(open('/project/file').read())").expect(0).text(), "of the host\n");
+    // Its own programs, in a jail that has no more than the wrapper shows.
+    assert_eq!(
+        run("import os, shutil; shutil.which('of-the-wrapper')").expect(0).text(),
+        "'/only-here/of-the-wrapper'\n"
+    );
+    assert_eq!(run("os.path.exists('/etc/passwd'), os.getcwd()").expect(0).text(), "(False, '/workspace')\n");
+    let listed = host.firn(&["session", "list", "--json"]).finish().expect(0).json();
+    assert_eq!((&listed[0]["environment"], &listed[0]["language"]), (&"py".into(), &"python".into()));
+    // Another of the same name, and one of another.
+    let other = host.work().join("other");
+    fs::create_dir_all(other.join("bin")).unwrap();
+    program(&other.join("bin/run"), WRAPPER);
+    for (name, told) in [("py", other.to_str().unwrap()), ("data", "not 'data'")] {
+        fs::write(other.join("metadata.json"), METADATA.replace("py\"", &format!("{name}\""))).unwrap();
+        let env = ["--env", other.to_str().unwrap(), "--session", "s", "x"];
+        let refused = host.firn(&[&["session", "run"][..], &env].concat()).finish().expect(125);
+        let bound = "Session 's' is bound to environment '";
+        assert!(refused.stderr.contains(bound) && refused.stderr.contains(told), "{}", refused.stderr);
+    }
+    let env = ["session", "run", "--env", folder.to_str().unwrap(), "--session", "s", "x"];
+    assert_eq!(host.firn(&env).finish().expect(0).text(), "41\n");
+    host.firn(&["session", "close", "s"]).finish().expect(0);
+    let once = ["session", "run", "-i", "jail", "--env", folder.to_str().unwrap(), "6 * 7"];
+    assert_eq!(host.firn(&once).finish().expect(0).text(), "42\n");
+    host.assert_clean();
+}
+
+jail_only!(the_timeout_of_the_metadata_is_that_of_each_run_of_a_session);
+fn the_timeout_of_the_metadata_is_that_of_each_run_of_a_session() {
+    let host = Host::of(Grade::Jail);
+    let folder = artifact_with_sessions(&host, &METADATA.replace("60", "2"));
+    let create = ["session", "create", "-i", "jail", "--env", folder.to_str().unwrap(), "--name", "s"];
+    host.firn(&create).finish().expect(0);
+    let run = |code: &str| host.firn(&["session", "run", "--session", "s", code]).finish();
+    run("x = 1\nwhile True: pass").expect(124);
+    assert_eq!(run("x").expect(0).text(), "1\n");
+    host.firn(&["session", "close", "s"]).finish().expect(0);
+}
+
+both_grades!(sessions_that_cannot_be_had_are_explained);
+fn sessions_that_cannot_be_had_are_explained(grade: Grade) {
+    let host = Host::of(grade);
+    let folder = artifact(&host, METADATA);
+    let refused = |environment: &str, told: &str| {
+        let create = ["session", "create", "-i", grade.name(), "--env", environment, "--name", "s"];
+        let done = host.firn(&create).finish();
+        assert!(done.code != 0 && done.stderr.contains(told), "{environment}: {}", done.stderr);
+    };
+    let path = folder.to_str().unwrap();
+    refused("host", "Environment 'host' does not support sessions");
+    refused(path, "Environment 'py' does not support sessions");
+    refused("no-such", "there is no environment");
+    // One that speaks another protocol, as nix-sandbox-mcp's does, or none.
+    program(&folder.join("bin/session-run"), "#!/bin/sh\necho 'no agent here' >&2\nexit 3\n");
+    match grade {
+        Grade::Jail => refused(path, "no agent here"),
+        Grade::Vm => refused(path, "--isolation jail"),
+    }
+    host.assert_clean();
+}
+
 both_grades!(what_is_no_environment_is_explained);
 fn what_is_no_environment_is_explained(grade: Grade) {
     let host = Host::of(grade);
@@ -139,4 +241,27 @@ fn what_is_no_environment_is_explained(grade: Grade) {
         let done = host.run(args).finish().expect(2);
         assert!(done.stderr.contains(part), "{args:?}: {}", done.stderr);
     }
+}
+
+#[test]
+fn the_hosts_interpreters_are_listed_unless_something_else_has_their_name() {
+    let host = Host::new();
+    let list = |dropped: &Path| {
+        let listed = host.firn(&["env", "list", "--json"]).env("NIX_SANDBOX_DIR", dropped).finish().expect(0);
+        let listed = listed.json().as_array().unwrap().clone();
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        listed.iter().map(|known| (text(&known["name"]).unwrap(), text(&known["path"]))).collect::<Vec<_>>()
+    };
+    let own = |name: &str| (name.to_owned(), None);
+    assert_eq!(list(Path::new("/no/such")), ["node", "python", "shell"].map(own));
+    let folder = artifact(&host, &METADATA.replace("py\"", "python\""));
+    let dropped = folder.parent().unwrap();
+    let found = ("python".to_owned(), Some(folder.canonicalize().unwrap().to_str().unwrap().to_owned()));
+    assert_eq!(list(dropped), [own("node"), found, own("shell")]);
+    let text = host.firn(&["env", "list"]).finish().expect(0);
+    assert!(
+        text.text().lines().any(|line| line.starts_with("python") && line.contains("this host")),
+        "{}",
+        text.text()
+    );
 }

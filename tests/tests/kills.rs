@@ -333,7 +333,7 @@ fn random_kills_of_anything(times: u32, vms: u64, pool: &str) {
     let usual = fs::read(scene.host.config()).unwrap();
     let before = scene.quiet_remainder();
     assert!(before.files.contains(&scene.host.runtime().join("firn.sock")));
-    scene.reconfigure(format!("[pool]\n{pool}\n").as_bytes());
+    scene.reconfigure(format!("[pool]\n{pool}\ncode = 0\n").as_bytes());
     let _ = scene.create(Grade::Vm);
     for number in 1..=times {
         scene.round(number);

@@ -1,9 +1,10 @@
 //! Sandboxes that wait to be asked for.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Daemon, Grade, Host, both_grades, vm_only};
+use firn_tests::{Daemon, Grade, Host, both_grades, jail_only, vm_only};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use std::fs;
 
 /// A host whose pool has `count` of this grade.
@@ -11,7 +12,7 @@ fn host(grade: Grade, count: usize) -> Host {
     let host = Host::of(grade);
     let vm = if grade == Grade::Vm { count } else { 0 };
     let jail = if grade == Grade::Jail { count } else { 0 };
-    fs::write(host.config(), format!("[pool]\nvm = {vm}\njail = {jail}\n")).unwrap();
+    fs::write(host.config(), format!("[pool]\nvm = {vm}\njail = {jail}\ncode = 0\n")).unwrap();
     host
 }
 
@@ -124,7 +125,7 @@ fn a_killed_daemon_leaves_nothing_of_its_pool(grade: Grade) {
         assert_eq!(created.code, 1, "{}", created.stderr);
         daemon.killed();
     }
-    fs::write(host.config(), "[pool]\nvm = 0\njail = 0\n").unwrap();
+    fs::write(host.config(), "[pool]\nvm = 0\njail = 0\ncode = 0\n").unwrap();
     let daemon = host.daemon(None);
     let left = host.firn(&["list", "--all", "--json"]).finish().expect(0).json();
     // The last one had come up, and was written down as such.
@@ -134,4 +135,52 @@ fn a_killed_daemon_leaves_nothing_of_its_pool(grade: Grade) {
     host.firn(&["destroy", id]).finish().expect(0);
     host.assert_clean();
     stop(&host, daemon);
+}
+
+jail_only!(an_interpreter_waits_for_the_next_session);
+fn an_interpreter_waits_for_the_next_session() {
+    let host = Host::of(Grade::Jail);
+    fs::write(host.config(), "[pool]\nvm = 0\ncode = 1\n").unwrap();
+    let daemon = host.daemon(None);
+    let waiting = || host.daemon_status()["pool"]["code"].clone();
+    assert_eq!(waiting(), json!({"wanted": 0, "ready": 0}));
+    let session = |arguments: &[&str]| {
+        let usual = ["session", "run", "-i", "jail"];
+        host.firn(&[&usual, arguments].concat()).finish().expect(0).text().to_owned()
+    };
+    let pooled = |name: &str| {
+        let session = host.firn(&["session", "inspect", name, "--json"]).finish().expect(0).json();
+        was_pooled(&host, session["sandbox"].as_str().unwrap())
+    };
+    let python = ["--env", "python", "--session"];
+    assert_eq!(session(&[&python[..], &["one", "x = 1; x"]].concat()), "1\n");
+    assert!(!pooled("one"));
+    host.wait_until("one waits", || waiting() == json!({"wanted": 1, "ready": 1}));
+    // It is as one that was made, and knows nothing of others.
+    let code = "import os; print(os.getcwd(), os.environ['HOME'], 'x' in globals()); x = 2";
+    let told = session(&[&python[..], &["two", code]].concat());
+    assert_eq!(told, session(&[&python[..], &["three", "--timeout", "60s", code]].concat()));
+    assert!(pooled("two") && told.ends_with(" False\n"), "{told}");
+    assert_eq!(session(&[&python[..], &["one", "x"]].concat()), "1\n");
+    assert_eq!(session(&[&python[..], &["two", "x"]].concat()), "2\n");
+    // For code that is run once too; and not for who wants a folder, or another language.
+    host.wait_until("the next waits", || waiting()["ready"] == 1);
+    assert_eq!(session(&["--env", "python", "print('x' in globals())"]), "False\n");
+    host.wait_until("the next waits", || waiting()["ready"] == 1);
+    let folder = host.work();
+    let shared = ["-w", folder.to_str().unwrap(), "--session", "four", "import os; os.listdir('.') != []"];
+    assert_eq!(session(&[&["--env", "python"][..], &shared].concat()), "True\n");
+    assert_eq!(session(&["--env", "shell", "--session", "five", "echo $0"]), "bash\n");
+    assert!(!pooled("four") && !pooled("five"));
+    // A session that may say little is not the one that waits.
+    let little = ["session", "create", "-i", "jail", "--env", "shell", "--name", "six", "--max-output", "4"];
+    host.wait_until("both wait", || waiting() == json!({"wanted": 2, "ready": 2}));
+    host.firn(&little).finish().expect(0);
+    assert!(pooled("six"));
+    assert_eq!(session(&["--session", "six", "echo abcdef"]), "abcd");
+    for name in ["one", "two", "three", "four", "five", "six"] {
+        host.firn(&["session", "close", name]).finish().expect(0);
+    }
+    stop(&host, daemon);
+    host.assert_clean();
 }

@@ -132,7 +132,7 @@ fn a_sandbox_goes_on_when_the_daemon_is_killed(grade: Grade) {
 both_grades!(a_daemon_that_stops_does_not_wait_for_detached_commands);
 fn a_daemon_that_stops_does_not_wait_for_detached_commands(grade: Grade) {
     let host = Host::of(grade);
-    let daemon = host.daemon(None);
+    let daemon = host.daemon_under(&["/usr/bin/env", "FIRN_LOG=firn=debug"]);
     let id = id_of(&create(&host, grade).finish().expect(0).json());
     let counts = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.2; done";
     host.firn(&["exec", "--detach", &id, "--", "sh", "-c", counts]).finish().expect(0);

@@ -1,8 +1,9 @@
 //! Sessions: interpreters that live on between runs of code, whatever the code does.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use firn_tests::{Finished, Firn, Grade, Host, both_grades, jail_only};
-use serde_json::Value;
+use firn_protocol::Kind;
+use firn_tests::{Evaluated, Evaluation, Finished, Firn, Grade, Host, both_grades, code_in, jail_only};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 const LANGUAGES: [&str; 3] = ["python", "shell", "node"];
@@ -206,6 +207,48 @@ fn sessions_are_bound_to_what_they_were_made_with(grade: Grade) {
     let host_only = host.firn(&["session", "run", "--env", "host", "1"]).finish().expect(2);
     assert!(host_only.stderr.contains("does not support sessions"), "{}", host_only.stderr);
     close_all(&host);
+}
+
+both_grades!(one_connection_carries_one_run_after_the_other);
+fn one_connection_carries_one_run_after_the_other(grade: Grade) {
+    let host = Host::of(grade);
+    let daemon = host.daemon(None);
+    let sandbox = json!({"isolation": grade.name(), "environment": "python"});
+    let mut first = code_in("work", "x = 41");
+    first["sandbox"] = sandbox.clone();
+    let mut stream = Evaluation::open(&host.runtime().join("firn.sock"), &first);
+    let end = |stream: &mut Evaluation| stream.outcome().unwrap();
+    assert_eq!(end(&mut stream).last["type"], "ended");
+    for number in 0..20 {
+        stream.ask(&code_in("work", &format!("print(x + {number})")));
+        assert_eq!(end(&mut stream).output, format!("{}\n", 41 + number).as_bytes());
+        // What was sent to a run that is over is nobody's.
+        stream.say(Kind::Stdin, number + 2, b"late");
+        stream.say(Kind::StdinEnd, number + 2, b"");
+    }
+    // What fails, and what makes no sense, ends only itself; and a sandbox may be made on the way.
+    stream.ask(&code_in("other", "1"));
+    let Evaluated { last, ran, .. } = end(&mut stream);
+    assert!(ran.is_none() && last["type"] == "failed" && last["refusal"]["kind"] == "not-found", "{last}");
+    stream.ask(&json!({"code": 5}));
+    let Evaluated { last, .. } = end(&mut stream);
+    assert_eq!(last["refusal"]["kind"], "invalid", "{last}");
+    stream.ask(&json!({"code": "print(input())", "stdin": "null", "sandbox": sandbox}));
+    let once = end(&mut stream);
+    assert_eq!((once.ran.unwrap().exit_code, once.last["type"].as_str()), (1, Some("ended")));
+    stream.ask(&code_in("work", "print(x)"));
+    assert_eq!(end(&mut stream).output, b"41\n");
+    // A number that was there before is no next one.
+    stream.say(Kind::Request, 3, code_in("work", "x = 0").to_string().as_bytes());
+    assert!(stream.outcome().is_none());
+    assert_eq!(run(&host, "work", "x").finish().expect(0).text(), "41\n");
+    // Nobody waits for who has nothing to ask.
+    let mut idle = Evaluation::open(&host.runtime().join("firn.sock"), &code_in("work", "x"));
+    assert_eq!(idle.outcome().unwrap().output, b"41\n");
+    host.firn(&["session", "close", "work"]).finish().expect(0);
+    daemon.stop();
+    assert!(idle.outcome().is_none());
+    host.assert_clean();
 }
 
 both_grades!(code_runs_once_in_a_sandbox_of_its_own);

@@ -11,10 +11,11 @@ use nix::errno::Errno;
 use nix::sys::resource::Resource;
 use nix::unistd::geteuid;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where programs are in a distribution that follows the Filesystem Hierarchy Standard.
+pub(crate) const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A request that makes sense by itself.
 pub(crate) struct Command {
@@ -94,8 +95,9 @@ impl Command {
         Ok(Command { argv, env, cwd, user: exec.user.clone(), limits: limits.collect() })
     }
 
-    /// Completes the command from the sandbox's files.
-    pub(crate) fn resolve(self) -> Result<Resolved, StartFailure> {
+    /// Completes the command from the sandbox's files. Programs are looked for in `path` when the command
+    /// has none of its own.
+    pub(crate) fn resolve(self, path: &OsStr) -> Result<Resolved, StartFailure> {
         let accounts = Accounts::read(self.user.is_some());
         let identity = match &self.user {
             None => None,
@@ -111,7 +113,7 @@ impl Command {
         let account = accounts.account(uid);
         let mut env = self.env;
         for (name, value) in [
-            ("PATH", DEFAULT_PATH.as_bytes().to_vec()),
+            ("PATH", path.as_bytes().to_vec()),
             ("HOME", account.home),
             ("USER", account.name.clone()),
             ("LOGNAME", account.name),
@@ -120,7 +122,7 @@ impl Command {
         ] {
             env.entry(name.into()).or_insert_with(|| OsString::from_vec(value));
         }
-        let path = env.get(std::ffi::OsStr::new("PATH")).map(|path| path.as_bytes()).unwrap_or_default();
+        let path = env.get(OsStr::new("PATH")).map(|path| path.as_bytes()).unwrap_or_default();
         let candidates = candidates(&self.argv[0], path);
         let env = env.into_iter().filter_map(|(name, value)| {
             let mut variable = name.into_vec();

@@ -17,7 +17,7 @@ mod supervisor;
 mod tree;
 
 pub(crate) use accounts::{Accounts, Home, is_own};
-pub(crate) use command::{Command, not_started};
+pub(crate) use command::{Command, USUAL_PATH, not_started};
 pub(crate) use pump::run;
 pub(crate) use report::{Ended, Order, Report, Stage, StartFailure};
 pub(crate) use streams::{Input, Output, Streams, Taken};

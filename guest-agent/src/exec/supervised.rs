@@ -35,7 +35,11 @@ impl Supervised {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(failed)?;
         let brief = Brief { command, stdio, beyond, control: theirs };
-        let inherited = Inherited { signals: agent.signals(), entrance: agent.entrance() };
+        let inherited = Inherited {
+            signals: agent.signals(),
+            entrance: agent.entrance(),
+            search_path: agent.search_path(),
+        };
         // The other ends of the streams and of the socket pair are dropped with the closure here,
         // and used up by the supervisor there.
         let pid = sys::fork(move || supervisor::run(brief, &inherited)).map_err(failed)?;

@@ -30,7 +30,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use std::convert::Infallible;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
@@ -50,6 +50,8 @@ pub(crate) struct Inherited<'a> {
     pub(crate) signals: &'a SignalFd,
     /// Where a command enters its cgroup.
     pub(crate) entrance: Option<BorrowedFd<'a>>,
+    /// Where programs are, for a command that does not say.
+    pub(crate) search_path: &'a OsStr,
 }
 
 /// The command's ends of its streams.
@@ -78,7 +80,7 @@ impl Stdio {
 
 /// The life of a supervisor.
 pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
-    let Inherited { signals, entrance } = inherited;
+    let Inherited { signals, entrance, search_path } = inherited;
     let Brief { command, stdio, beyond, control } = brief;
     let report = |report: Report| {
         let _ = send(control.as_raw_fd(), &report.to_packet(), MsgFlags::MSG_NOSIGNAL);
@@ -94,7 +96,7 @@ pub(crate) fn run(brief: Brief, inherited: &Inherited<'_>) -> Infallible {
 
     let started = adopted
         .map_err(|errno| StartFailure { stage: Stage::Process, errno: errno as i32 })
-        .and_then(|()| command.resolve())
+        .and_then(|()| command.resolve(search_path))
         .and_then(|command| start(&command, &stdio, &beyond, *entrance));
     drop((stdio, beyond));
     match started {

@@ -1,6 +1,6 @@
 //! Making a booted guest a particular sandbox.
 
-use super::{Guest, homes, mounts, reserve, root};
+use super::{Guest, Init, homes, mounts, reserve, root};
 use crate::sys;
 use firn_protocol::{Configure, FailureCode};
 use nix::errno::Errno;
@@ -19,6 +19,8 @@ const MIN_ENTROPY: usize = 32;
 pub(crate) enum ConfigureError {
     #[error("the guest has been configured before")]
     Twice,
+    #[error("the guest has a root of its own, which stays: an image of another kind was expected")]
+    OwnRoot,
     #[error("{given} bytes of entropy are too few: {MIN_ENTROPY} are needed")]
     TooLittleEntropy { given: usize },
     #[error("{path:?} cannot be the target of a mount: {why}")]
@@ -80,6 +82,7 @@ impl ConfigureError {
     pub(crate) fn code(&self) -> FailureCode {
         match self {
             ConfigureError::Twice
+            | ConfigureError::OwnRoot
             | ConfigureError::TooLittleEntropy { .. }
             | ConfigureError::BadTarget { .. }
             | ConfigureError::BadSource { .. } => FailureCode::Invalid,
@@ -108,6 +111,9 @@ impl Guest {
         if entropy.len() < MIN_ENTROPY {
             return Err(ConfigureError::TooLittleEntropy { given: entropy.len() });
         }
+        if self.init == Init::Foreign && configure.root.is_some() {
+            return Err(ConfigureError::OwnRoot);
+        }
         mounts::check(&configure.mounts)?;
         self.configured.set(true);
         // First, because it was the host's time when the host sent it: what comes before makes the
@@ -125,9 +131,9 @@ impl Guest {
             root::enter(root).map_err(|error| error.after(&at_boot))?;
             homes::make_all()?;
         }
-        // Only a new root shows control groups where they are looked for.
+        // Of a lean guest only a new root shows control groups where they are looked for.
         if (configure.root.is_some() || configure.processes.is_some())
-            && let Some(group) = reserve::make(configure.processes)?
+            && let Some(group) = reserve::make(self.init, configure.processes)?
         {
             let _ = self.group.set(group);
         }

@@ -1,39 +1,50 @@
-//! The init process of a lean guest.
+//! The agent of a guest: what makes a booted machine the sandbox that the host wants.
 //!
 //! ```text
-//!   kernel ─▶ run: /dev /proc /sys ─▶ modules up to vsock ─▶ listen, dial the host ─▶ other modules
-//!               host: Configure ─▶ configure: clock, entropy, name ─▶ root ─▶ shares
-//!               host: Shutdown  ─▶ write_back ─▶ power_off
+//!   init      PID 1 of a lean guest ─┐
+//!                                    ├─▶ vsock: listen, dial the host
+//!   service   beside another PID 1 ──┘    host: Configure ─▶ configure: clock, entropy, name ─▶ root ─▶ shares
+//!                                         host: Shutdown  ─▶ write_back ─▶ power_off
 //! ```
 //!
-//! Nothing about a sandbox is known before `Configure`; see `Configure` in the protocol. PID 1 must
-//! not end: whatever fails for good powers the guest off, and the host sees the VMM exit.
+//! Nothing about a sandbox is known before `Configure`; see `Configure` in the protocol. In a guest with an
+//! init of its own everything that is not the sandbox's is that init's: file systems, modules, limits, power.
 
 mod configure;
 mod counters;
 mod early;
 mod homes;
+mod init;
 mod modules;
 mod mounts;
 mod reserve;
 mod root;
+mod service;
 mod vsock;
 
-use crate::MainError;
-use crate::agent::{Agent, Role};
-use crate::listen::{self, Doorkeeper};
-use crate::{agent, log, sys};
+use crate::exec::USUAL_PATH;
+use crate::log;
 pub(crate) use counters::Tally;
+pub(crate) use init::run;
 use modules::Modules;
-use nix::sys::reboot::{RebootMode, reboot};
 use reserve::Group;
+pub(crate) use service::serve as run_beside_init;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::rc::Rc;
+
+/// Who is PID 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Init {
+    /// The agent.
+    Own,
+    /// Somebody else, of whose services the agent is one.
+    Foreign,
+}
 
 /// What the guest is at the moment.
 pub(crate) struct Guest {
+    init: Init,
     /// Modules nobody has needed so far.
     modules: RefCell<Modules>,
     /// What could not be done before the host was there to be told.
@@ -46,6 +57,17 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    fn new(init: Init, modules: Modules) -> Guest {
+        Guest {
+            init,
+            modules: RefCell::new(modules),
+            troubles: RefCell::default(),
+            configured: Cell::new(false),
+            shares: RefCell::default(),
+            group: OnceCell::new(),
+        }
+    }
+
     /// Loads what is not loaded yet.
     fn complete(&self) {
         let failed = self.modules.borrow_mut().load_rest();
@@ -69,71 +91,29 @@ impl Guest {
         self.group.get().map(Group::tally).unwrap_or_default()
     }
 
+    /// Where programs are.
+    pub(crate) fn search_path(&self) -> &'static str {
+        match self.init {
+            Init::Own => USUAL_PATH,
+            Init::Foreign => service::SEARCH_PATH,
+        }
+    }
+
     /// Writes everything back to the shares.
     pub(crate) fn write_back(&self) {
         nix::unistd::sync();
-        for share in self.shares.borrow().iter().rev() {
+        for share in self.shares.take().iter().rev() {
             // Files may still be open in a process that would not die; it is detached then.
             let _ = nix::mount::umount2(share.as_path(), nix::mount::MntFlags::MNT_DETACH);
         }
         nix::unistd::sync();
     }
-}
 
-/// The life of the init process. Returns only when it cannot go on, and then has powered off.
-pub(crate) fn run() -> Result<(), MainError> {
-    std::panic::set_hook(Box::new(|panic| {
-        log::error(format_args!("panic: {panic}"));
-        // A supervisor is a copy with the same hook: it only ends itself.
-        if std::process::id() == 1 {
-            power_off();
+    /// Switches the guest off, or has it switched off. All that matters has been written back by then.
+    pub(crate) fn power_off(&self) {
+        match self.init {
+            Init::Own => init::power_off(),
+            Init::Foreign => service::ask_for_power_off(),
         }
-    }));
-    let mut troubles = early::mount_kernel_filesystems();
-    log::use_kernel_log();
-    let mut modules = Modules::read();
-    troubles.extend(modules.load_transport());
-    troubles.extend(early::settle());
-    let guest = Guest {
-        modules: RefCell::new(modules),
-        troubles: RefCell::default(),
-        configured: Cell::new(false),
-        shares: RefCell::default(),
-        group: OnceCell::new(),
-    };
-    guest.note(troubles);
-    if let Err(error) = serve(guest) {
-        log::error(log::chain(&error));
     }
-    power_off()
-}
-
-fn serve(guest: Guest) -> Result<(), MainError> {
-    agent::prepare_process()?;
-    agent::enter_proc()?;
-    listen::block_on(async move {
-        let agent = Agent::new(Role::Init(guest))?;
-        let doorkeeper = Doorkeeper::new(Rc::clone(&agent));
-        let ready = async {
-            if !vsock::dial_host(&doorkeeper).await {
-                log::error("the host does not answer on vsock");
-                power_off();
-            }
-            // The host reads the hello meanwhile.
-            tokio::task::yield_now().await;
-            if let Role::Init(guest) = &agent.role {
-                guest.complete();
-            }
-        };
-        tokio::join!(agent.reap(), vsock::accept(&doorkeeper), ready);
-        Ok(())
-    })
-    .map_err(MainError::Runtime)?
-}
-
-/// Switches the guest off. All that matters has been written back by then.
-pub(crate) fn power_off() -> ! {
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    // Only without the right to, and PID 1 has it. Its end stops the kernel just as well.
-    sys::exit_now(1)
 }

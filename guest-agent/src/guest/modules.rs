@@ -15,7 +15,8 @@ const FOLDER: &str = "/modules";
 /// The module that makes vsock work.
 const TRANSPORT: &str = "vmw_vsock_virtio_transport.ko";
 
-/// What is still to be loaded.
+/// What is still to be loaded: nothing, unless [`Modules::read`] finds some.
+#[derive(Default)]
 pub(super) struct Modules {
     waiting: VecDeque<String>,
     has_pci: bool,

@@ -1,8 +1,8 @@
 //! Vsock: the way to the host.
 
 use crate::listen::Doorkeeper;
-use crate::log;
 use firn_protocol::{AGENT_PORT, READY_PORT};
+use std::io;
 use std::time::Duration;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
@@ -34,12 +34,13 @@ pub(super) async fn dial_host(doorkeeper: &Doorkeeper) -> bool {
     }
 }
 
+/// Listens for the host. Inside the runtime.
+pub(super) fn listen() -> io::Result<VsockListener> {
+    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))
+}
+
 /// Accepts connections of the host, for ever.
-pub(super) async fn accept(doorkeeper: &Doorkeeper) {
-    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT)) {
-        Ok(listener) => listener,
-        Err(error) => return log::error(format_args!("listen on vsock port {AGENT_PORT}: {error}")),
-    };
+pub(super) async fn accept(listener: &VsockListener, doorkeeper: &Doorkeeper) {
     loop {
         match listener.accept().await {
             // Any process in the guest could connect over the loopback transport; it is not the host.

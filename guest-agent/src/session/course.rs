@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// How a run ended.
 pub(super) enum End {
-    Said { outcome: Outcome, code: i32, files: bool },
+    Said { outcome: Outcome, code: i32 },
     Ended(Ended),
 }
 
@@ -64,8 +64,8 @@ impl Course<'_> {
                 () = until(deadline) => self.press_on(interpreter),
                 () = session.work.notified() => {}
                 heard = heard => match heard {
-                    Heard::Said(Said::Done { tag, outcome, code, files }) if tag == self.run.tag => {
-                        return End::Said { outcome, code, files };
+                    Heard::Said(Said::Done { tag, outcome, code }) if tag == self.run.tag => {
+                        return End::Said { outcome, code };
                     }
                     Heard::Said(Said::Begun(tag)) if tag == self.run.tag => self.run.stdin_opened(),
                     Heard::Said(_) => {}

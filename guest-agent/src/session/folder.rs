@@ -13,8 +13,9 @@ use firn_protocol::{
     Request, Text,
 };
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstatat, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, mkfifoat, unlinkat};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,6 +27,9 @@ const PLACES: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 
 /// The longest name of an artifact, in bytes.
 const LONGEST_NAME: usize = 255;
+
+/// When nothing has been put into a folder since it was made.
+const LONG_AGO: TimeSpec = TimeSpec::new(1, 0);
 
 /// The agent's folder for all sessions.
 pub(super) struct Base {
@@ -110,9 +114,24 @@ impl Folders {
         mkdirat(&self.base.folder, name.as_str(), mode)?;
         // Whatever the mask is.
         fchmodat(&self.base.folder, name.as_str(), mode, FchmodatFlags::FollowSymlink)?;
+        self.mark(&name)?;
         let path = self.path(&name);
         self.current = Some(name);
         Ok(path)
+    }
+
+    /// Gives a folder a time of change that it loses when anything is put into it.
+    fn mark(&self, name: &str) -> Result<(), Errno> {
+        utimensat(&self.base.folder, name, &LONG_AGO, &LONG_AGO, UtimensatFlags::NoFollowSymlink)
+    }
+
+    /// Whether anything may have been put into the current folder.
+    pub(super) fn is_touched(&self) -> bool {
+        let Some(current) = self.current.as_deref() else { return false };
+        match fstatat(&self.base.folder, current, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(now) => (now.st_mtime, now.st_mtime_nsec) != (LONG_AGO.tv_sec(), LONG_AGO.tv_nsec()),
+            Err(_) => true,
+        }
     }
 
     /// A FIFO that is a run's stdin, open for writing.
@@ -131,7 +150,11 @@ impl Folders {
     /// Those of these files that are told of, which are in the current folder. The next run has a new one.
     /// Also the folder that is to be removed for it.
     fn leave(&mut self, list: FileList) -> (Option<Artifacts>, Option<String>) {
-        let Some(name) = self.current.take_if(|_| !list.entries.is_empty()) else { return (None, None) };
+        let Some(name) = self.current.take_if(|_| !list.entries.is_empty()) else {
+            // What was put into it was taken out again.
+            let _ = self.current.as_deref().map(|name| self.mark(name));
+            return (None, None);
+        };
         let folder = self.path(&name).into();
         self.used.push_back(name);
         let oldest = if self.used.len() > MAX_ARTIFACT_RUNS { self.used.pop_front() } else { None };
@@ -163,7 +186,7 @@ impl Drop for Fifo {
     }
 }
 
-/// What a run has left.
+/// What a run has left, where it may have left something.
 pub(super) async fn collect(folders: &RefCell<Folders>, agent: &Rc<Agent>) -> Option<Artifacts> {
     let target = {
         let folders = folders.borrow();

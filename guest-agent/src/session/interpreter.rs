@@ -65,7 +65,7 @@ pub(super) enum Said {
     /// The run has its stdin open.
     Begun(Tag),
     /// The run is over.
-    Done { tag: Tag, outcome: Outcome, code: i32, files: bool },
+    Done { tag: Tag, outcome: Outcome, code: i32 },
 }
 
 /// Tells a run from all others of the agent.
@@ -341,9 +341,7 @@ fn driver_text(driver: Driver, first: RawFd) -> BytesMut {
 
 /// The line behind the code of a run, for bash: see its driver.
 fn next_of_bash(Tag { run, nonce }: Tag, reports: RawFd) -> String {
-    format!(
-        "\\builtin printf 'done {run} {nonce} interrupted 130 1' >&{reports}; \\builtin eval \"$__firn\"\n"
-    )
+    format!("\\builtin printf 'done {run} {nonce} interrupted 130' >&{reports}; \\builtin eval \"$__firn\"\n")
 }
 
 /// A report, if it is one.
@@ -365,12 +363,7 @@ fn parse(packet: &[u8]) -> Option<Said> {
                 _ => return None,
             };
             let code = words.next()?.parse().ok().filter(|code| (0..=255).contains(code))?;
-            let files = match words.next()? {
-                "0" => false,
-                "1" => true,
-                _ => return None,
-            };
-            Said::Done { tag, outcome, code, files }
+            Said::Done { tag, outcome, code }
         }
         _ => return None,
     };
@@ -394,19 +387,16 @@ mod tests {
         let tag = Tag { run: 3, nonce: 7 };
         assert_eq!(parse(b"ready"), Some(Said::Ready));
         assert_eq!(parse(b"begun 3 7"), Some(Said::Begun(tag)));
-        assert_eq!(
-            parse(b"done 3 7 exited 4 1"),
-            Some(Said::Done { tag, outcome: Outcome::Exited, code: 4, files: true })
-        );
+        assert_eq!(parse(b"done 3 7 exited 4"), Some(Said::Done { tag, outcome: Outcome::Exited, code: 4 }));
         for other in [
             &b""[..],
             b"ready ",
-            b"done 3 7 ok 0",
-            b"done 3 7 ok 256 0",
-            b"done 3 7 ok -1 0",
-            b"done 3 7 fine 0 0",
-            b"done 3 7 ok 0 0 0",
-            b"done 99999999999999999999 7 ok 0 0",
+            b"done 3 7 ok",
+            b"done 3 7 ok 256",
+            b"done 3 7 ok -1",
+            b"done 3 7 fine 0",
+            b"done 3 7 ok 0 0",
+            b"done 99999999999999999999 7 ok 0",
             b"\xff\xfe",
             &[b' '; LONGEST_REPORT],
         ] {

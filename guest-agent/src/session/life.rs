@@ -17,7 +17,7 @@ use super::{Phase, Session, closed, folder, uptime_ms};
 use crate::agent::Agent;
 use crate::connection::failure;
 use crate::exec::{Order, Output, not_started};
-use firn_protocol::{Driver, Event, FailureCode, Kind, NotStarted, NotStartedReason, Ran, Reply, RunOutcome};
+use firn_protocol::{Driver, FailureCode, Kind, NotStarted, NotStartedReason, Ran, Reply, RunOutcome};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -277,7 +277,7 @@ impl Life<'_> {
                 .max_output_bytes
                 .map_or(u64::MAX, |most| most.saturating_sub(state.output_bytes))
         };
-        run.tell(&Event::RunStarted { run: run.tag.run, pid: interpreter.pid });
+        run.tell_start(interpreter.pid);
         if let Some(nul) = nul
             && self.session.create.driver == Driver::Bash
         {
@@ -305,7 +305,7 @@ impl Life<'_> {
         let Course { budget, written: [stdout_bytes, stderr_bytes], pressure, .. } = course;
         let cause = pressure.map(|pressure| pressure.cause);
         let (outcome, exit_code) = match &end {
-            End::Said { outcome, code, .. } => said_outcome(*outcome, *code, cause),
+            End::Said { outcome, code } => said_outcome(*outcome, *code, cause),
             End::Ended(ended) => ended_outcome(ended, interpreter, cause),
         };
         let state_lost = matches!(end, End::Ended(_));
@@ -313,12 +313,12 @@ impl Life<'_> {
             self.interpreter = None;
             self.session.state.borrow_mut().pid = None;
         }
-        let artifacts = match end {
-            End::Said { files: false, .. } => None,
-            End::Said { .. } | End::Ended(_) => {
-                let collect = folder::collect(&self.session.folders, self.agent);
-                tokio::time::timeout(FOLDER_PATIENCE, collect).await.ok().flatten()
-            }
+        let touched = self.session.folders.borrow().is_touched();
+        let artifacts = if touched {
+            let collect = folder::collect(&self.session.folders, self.agent);
+            tokio::time::timeout(FOLDER_PATIENCE, collect).await.ok().flatten()
+        } else {
+            None
         };
         self.session.state.borrow_mut().output_bytes += budget.passed;
         Reply::Ran(Box::new(Ran {
@@ -401,7 +401,13 @@ fn discard(outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>) -> u64 {
 fn listen(outputs: &mut [Option<Output>; 2], cx: &mut Context<'_>, words: &mut Vec<u8>) {
     let mut room = [0; 16 * 1024];
     for (index, slot) in outputs.iter_mut().enumerate() {
-        while let Some(output) = slot {
+        for round in 0.. {
+            let Some(output) = slot else { break };
+            if round == ROUNDS {
+                // Others have their turn.
+                cx.waker().wake_by_ref();
+                break;
+            }
             let Poll::Ready(read) = output.poll_read(cx, &mut room) else { break };
             if read == 0 {
                 *slot = None;

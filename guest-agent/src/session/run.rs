@@ -11,6 +11,7 @@
 use super::Session;
 use super::folder::Fifo;
 use super::interpreter::Tag;
+use super::life::until;
 use crate::connection::{Connection, ConnectionError, failure};
 use crate::exec::{Input, Taken};
 use crate::outgoing::Outgoing;
@@ -24,9 +25,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Output is added only while less than this waits to be sent, in bytes.
 const ENOUGH: usize = 64 * 1024;
+
+/// How long what can wait waits for something to go with it: a start for the output, or the end, that follows.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// How much code is taken before the host is told.
 const CREDIT_STEP: u32 = STDIN_WINDOW / 4;
@@ -48,6 +53,8 @@ pub(super) struct Run {
 
 pub(super) struct State {
     outgoing: Outgoing,
+    /// Until when what is there may wait for more.
+    waits: Option<Instant>,
     result: Option<Reply>,
     /// There is nobody to send anything to.
     lost: bool,
@@ -88,6 +95,7 @@ impl Run {
             max_output_bytes: asked.max_output_bytes.unwrap_or(u64::MAX),
             state: RefCell::new(State {
                 outgoing: Outgoing::default(),
+                waits: None,
                 result: None,
                 lost: false,
                 code: asked.code.into_os_string().into_encoded_bytes(),
@@ -116,8 +124,15 @@ impl Run {
         state.lost || state.outgoing.waiting() < ENOUGH
     }
 
+    /// Tells of its start, soon.
+    pub(super) fn tell_start(&self, pid: u32) {
+        self.tell(&Event::RunStarted { run: self.tag.run, pid });
+        self.state.borrow_mut().waits = Some(Instant::now() + PATIENCE);
+    }
+
     pub(super) fn tell(&self, event: &Event) {
         let mut state = self.state.borrow_mut();
+        state.waits = None;
         if !state.lost {
             // An event of two numbers is a message of any kind's length.
             let _ = state.outgoing.push(Kind::Event, self.id, event);
@@ -139,6 +154,7 @@ impl Run {
         let passed = usize::try_from(budget.left).map_or(length, |left| left.min(length));
         budget.left -= passed as u64;
         budget.passed += passed as u64;
+        state.waits = None;
         if !state.lost {
             state.outgoing.commit(kind, self.id, passed);
             if passed < length && !budget.cut {
@@ -244,12 +260,15 @@ impl Part {
         let run = Rc::clone(&self.run);
         loop {
             let changed = run.changed.notified();
-            {
+            let waits = {
                 let mut state = run.state.borrow_mut();
-                if state.outgoing.waiting() == 0 && state.result.is_some() {
-                    return Ok(state.result.take().unwrap_or(Reply::Pong));
+                if let Some(result) = state.result.take() {
+                    // With what is still to be sent, in one go.
+                    std::mem::swap(&mut connection.outgoing, &mut state.outgoing);
+                    return Ok(result);
                 }
-            }
+                state.waits
+            };
             // Ready without a frame: what waited has been sent.
             let heard = poll_fn(|cx| {
                 if let Poll::Ready(frame) = connection.poll_frame(cx) {
@@ -257,7 +276,7 @@ impl Part {
                     return Poll::Ready(Ok(Some(frame)));
                 }
                 let outgoing = &mut run.state.borrow_mut().outgoing;
-                if outgoing.waiting() > 0 {
+                if waits.is_none() && outgoing.waiting() > 0 {
                     let before = outgoing.waiting();
                     let sent = connection.poll_send(outgoing, cx).map_err(ConnectionError::Write)?;
                     if sent.is_ready() {
@@ -270,6 +289,7 @@ impl Part {
                 Poll::<Result<_, ConnectionError>>::Pending
             });
             tokio::select! {
+                () = until(waits) => run.state.borrow_mut().waits = None,
                 heard = heard => match heard? {
                     None => self.session.wake(),
                     Some(frame) if connection.is_late_input(&frame) => {}

@@ -1,7 +1,8 @@
 //! The client of the daemon: what the command line asks it through.
 //!
-//! Each call has a connection of its own, so calls cannot hold each other up, and a call that is dropped
-//! takes its connection with it. A daemon that is not there is started, if that is allowed.
+//! Each call has a connection to itself, so calls cannot hold each other up, and a call that is dropped takes
+//! its connection with it. One that has run code to its end is kept for the next code. A daemon that is not
+//! there is started, if that is allowed.
 
 mod answer;
 mod call;
@@ -12,7 +13,7 @@ pub(crate) use answer::{Chunks, Lines};
 pub(crate) use error::ClientError;
 
 use super::start;
-use super::stream::{CommandStream, Credit};
+use super::stream::{CommandStream, Credit, Idle};
 use super::types::{
     AttachRequest, CreateRequest, DaemonInfo, DaemonStopRequest, EvaluateRequest, EventRecord, ExecRequest,
     InterruptRequest, Interrupted, Notice, ProcessRow, Pruned, Refusal, RefusalKind, RenewRequest,
@@ -35,16 +36,17 @@ use target::Target;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
-/// The way to a daemon. Connects with each call.
+/// The way to a daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     config: Config,
+    idle: Idle,
 }
 
 impl Client {
     /// The client of the daemon that `config` says.
     pub(crate) fn new(config: Config) -> Client {
-        Client { config }
+        Client { config, idle: Idle::default() }
     }
 
     /// A command in a sandbox of its own, which ends with the stream.
@@ -100,7 +102,11 @@ impl Client {
 
     /// Code, in a session or in a sandbox of its own.
     pub(crate) async fn evaluate(&self, request: &EvaluateRequest) -> Result<CommandStream, ClientError> {
-        self.upgrade(Target::new("/v1/evaluate"), request, Credit::of(request.stdin)).await
+        if let Some(stream) = self.idle.evaluate(request) {
+            return Ok(stream);
+        }
+        let stream = self.upgrade(Target::new("/v1/evaluate"), request, Credit::of(request.stdin)).await?;
+        Ok(stream.that_returns(&self.idle))
     }
 
     /// Makes a session.
@@ -271,7 +277,7 @@ impl Client {
     fn without_autostart(&self) -> Client {
         let mut config = self.config.clone();
         config.autostart = Autostart::Forbidden;
-        Client { config }
+        Client::new(config)
     }
 
     /// A connection to the daemon, and to nobody else: others may have made the folder of the socket before

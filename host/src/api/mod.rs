@@ -9,6 +9,7 @@
 
 pub(crate) mod client;
 mod files;
+mod frames;
 mod metrics;
 pub(crate) mod operations;
 pub(crate) mod percent;

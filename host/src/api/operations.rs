@@ -184,8 +184,9 @@ pub(super) fn all() -> Vec<Operation> {
             "evaluate",
             "post",
             "/evaluate",
-            "Run code in a session, which is made if there is none, or in a sandbox that lives as long as the \
-             connection.",
+            "Run code in a session, which is made if there is none, or in a sandbox that ends with it. After the \
+             last notice the connection takes more code: a request frame with a higher number than the frames \
+             so far, whose body is another such request.",
             post(routes::evaluate),
         )
         .asks::<EvaluateRequest>()

@@ -56,14 +56,14 @@ fn kind(error: &OperationError) -> RefusalKind {
             RefusalKind::NotFound
         }
         OperationError::Ambiguous { .. } => RefusalKind::Ambiguous,
-        OperationError::Name(_)
-        | OperationError::Spec(_)
-        | OperationError::SessionName(_)
-        | OperationError::NoInterpreter(_) => RefusalKind::Invalid,
+        OperationError::Name(_) | OperationError::Spec(_) | OperationError::SessionName(_) => {
+            RefusalKind::Invalid
+        }
         OperationError::NameTaken(_)
         | OperationError::KeyTaken(_)
         | OperationError::SessionTaken(_)
         | OperationError::Bound { .. }
+        | OperationError::OtherEnvironment { .. }
         | OperationError::State { .. } => RefusalKind::Conflict,
         OperationError::TooMany { .. } => RefusalKind::TooMany,
         OperationError::Stopping => RefusalKind::Stopping,
@@ -89,9 +89,11 @@ fn hint(error: &OperationError, config: &Config) -> Option<String> {
             "for example: --mount ~/data:/data:ro"
         }
         OperationError::NoSession(_) => {
-            "name an environment and it is made: python, shell or node; `firn session list` shows those there are"
+            "name an environment and it is made, as python, shell or node; `firn session list` shows those there are"
         }
-        OperationError::NoInterpreter(_) => "code is run in python, shell or node",
+        OperationError::Spec(SpecError::NoSessions(_)) => {
+            "sessions are in python, shell or node, in an environment with a closure, or one with bin/session-run"
+        }
         OperationError::Spec(SpecError::Share(ShareError::Own { .. })) => {
             "share a folder beside it, as ~/project instead of ~; or have firn keep what is its own elsewhere: \
              FIRN_STATE_DIR, FIRN_RUNTIME_DIR and FIRN_CACHE_DIR, set where the daemon is started"

@@ -12,13 +12,15 @@
 mod line;
 
 use super::phase::describe;
+use super::request;
 use super::routes;
 use super::service::{Peer, Service};
 use super::types::{CreateRequest, EvaluateRequest, ExecRequest, Notice, Refusal, RunRequest};
-use super::wire::COMMAND;
 use crate::guest::ExecEvent;
 use crate::sandbox::manager::{Command, Handle, Life, OperationError};
+use crate::spec::Purpose;
 use firn_protocol::{Event, Frame, Input, Kind, Reply, STDIN_WINDOW, Stdin};
+use futures::FutureExt as _;
 use hyper::upgrade::OnUpgrade;
 use line::{Gone, Line, Turn};
 use tokio::sync::mpsc;
@@ -26,6 +28,9 @@ use tracing::Instrument as _;
 
 /// How much may wait for the client to read it until the agent is no longer listened to, in bytes.
 const ENOUGH: usize = 256 * 1024;
+
+/// How many events go out together.
+const TOGETHER: usize = 8;
 
 /// How many notices of a launch may wait.
 const WAITING: usize = 16;
@@ -85,6 +90,13 @@ impl Work {
         }
     }
 
+    fn purpose(&self) -> Purpose {
+        match self {
+            Work::Command(_) => Purpose::Commands,
+            Work::Code(_) => Purpose::Sessions,
+        }
+    }
+
     fn is_detached(&self) -> bool {
         matches!(self, Work::Command(ExecRequest { detach: true, .. }))
     }
@@ -99,59 +111,93 @@ impl Work {
 
 /// A run: a sandbox that is there for the stream, and a command in it.
 pub(super) async fn run(service: Service, peer: Peer, upgrade: OnUpgrade, asked: RunRequest) {
-    match Line::open(upgrade).await {
-        Ok(line) => in_own_sandbox(service, peer, line, asked.sandbox, Work::Command(asked.command)).await,
-        Err(gone) => tracing::debug!(%gone, "a run ended before it began"),
-    }
-}
-
-/// Code, in a session that may be made for it or in a sandbox that is there for the stream.
-pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, asked: EvaluateRequest) {
     let mut line = match Line::open(upgrade).await {
         Ok(line) => line,
-        Err(gone) => return tracing::debug!(%gone, "code lost its client before it was run"),
+        Err(gone) => return tracing::debug!(%gone, "a run ended before it began"),
     };
-    if let Some(session) = asked.session.clone() {
-        return evaluate_in(service, peer, line, &session, asked).await;
-    }
-    let sandbox = asked.sandbox.clone().unwrap_or_default();
-    if let Err(error) = service.manager().check_code(&sandbox) {
-        line.notice(&failed(&service, &error, String::new()));
-        return line.close(&service).await;
-    }
-    in_own_sandbox(service, peer, line, sandbox, Work::Code(Box::new(asked))).await;
-}
-
-async fn in_own_sandbox(service: Service, peer: Peer, mut line: Line, sandbox: CreateRequest, work: Work) {
-    let life = if work.is_detached() { Life::Command } else { Life::Ephemeral };
-    let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
-    let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
-    let launched = launch(&service, &peer, &mut line, sandbox, life).instrument(span.clone()).await;
-    let handle = match launched {
-        Ok(Ok(handle)) => handle,
-        Ok(Err(refusal)) => {
-            line.notice(&Notice::Failed { refusal, console: None });
-            return line.close(&service).await;
-        }
-        Err(gone) => return tracing::info!(%gone, "a run ended while its sandbox came up"),
-    };
-    let id = handle.id();
-    span.record("sandbox", tracing::field::display(id));
-    let over = do_work(&service, &peer, &mut line, &handle, work)
-        .instrument(tracing::info_span!("command", sandbox = %id))
-        .await;
-    let last = end_run(&service, &peer, &mut line, &handle, over, life, shares)
-        .instrument(tracing::info_span!("end", sandbox = %id))
-        .await;
-    if let Some(last) = last {
+    let work = Work::Command(asked.command);
+    if let Some(last) = in_own_sandbox(&service, &peer, &mut line, asked.sandbox, work).await {
         line.notice(&last);
         line.close(&service).await;
     }
 }
 
-async fn evaluate_in(service: Service, peer: Peer, mut line: Line, session: &str, asked: EvaluateRequest) {
-    // Among the connections that there may be, until the stream ends.
-    let _place = peer.place;
+/// Code, and then more as the client asks for it.
+pub(super) async fn evaluate(service: Service, peer: Peer, upgrade: OnUpgrade, asked: EvaluateRequest) {
+    let mut line = match Line::open(upgrade).await {
+        Ok(line) => line,
+        Err(gone) => return tracing::debug!(%gone, "code lost its client before it was run"),
+    };
+    let mut next = Ok(asked);
+    loop {
+        let last = match next {
+            Ok(asked) => evaluate_one(&service, &peer, &mut line, asked).await,
+            Err(refusal) => Some(Notice::Failed { refusal, console: None }),
+        };
+        let Some(last) = last else { return };
+        line.notice(&last);
+        next = match line.next_request(&service).await {
+            Ok(Some(frame)) => service.admit().and_then(|()| request::from_json(&frame.body)),
+            Ok(None) => return line.close(&service).await,
+            Err(gone) => return tracing::debug!(%gone, "a client has no more code"),
+        };
+    }
+}
+
+/// Code, in a session that may be made for it or in a sandbox that is there for nothing else. Gives the last
+/// notice, if anybody is there for it.
+async fn evaluate_one(
+    service: &Service,
+    peer: &Peer,
+    line: &mut Line,
+    asked: EvaluateRequest,
+) -> Option<Notice> {
+    if let Some(session) = asked.session.clone() {
+        return evaluate_in(service, peer, line, &session, asked).await;
+    }
+    let sandbox = asked.sandbox.clone().unwrap_or_default();
+    in_own_sandbox(service, peer, line, sandbox, Work::Code(Box::new(asked))).await
+}
+
+/// Work in a sandbox that is there for it. Gives the last notice, if anybody is there for it.
+async fn in_own_sandbox(
+    service: &Service,
+    peer: &Peer,
+    line: &mut Line,
+    sandbox: CreateRequest,
+    work: Work,
+) -> Option<Notice> {
+    let life = if work.is_detached() { Life::Command } else { Life::Ephemeral };
+    let span = tracing::info_span!("launch", sandbox = tracing::field::Empty);
+    let shares = sandbox.workspace.is_some() || !sandbox.mounts.is_empty();
+    let launched =
+        launch(service, peer, line, sandbox, (life, work.purpose())).instrument(span.clone()).await;
+    let handle = match launched {
+        Ok(Ok(handle)) => handle,
+        Ok(Err(refusal)) => return Some(Notice::Failed { refusal, console: None }),
+        Err(gone) => {
+            tracing::info!(%gone, "a run ended while its sandbox came up");
+            return None;
+        }
+    };
+    let id = handle.id();
+    span.record("sandbox", tracing::field::display(id));
+    let over = do_work(service, peer, line, &handle, work)
+        .instrument(tracing::info_span!("command", sandbox = %id))
+        .await;
+    end_run(service, peer, line, &handle, over, life, shares)
+        .instrument(tracing::info_span!("end", sandbox = %id))
+        .await
+}
+
+/// Code in a session. Gives the last notice, if anybody is there for it.
+async fn evaluate_in(
+    service: &Service,
+    peer: &Peer,
+    line: &mut Line,
+    session: &str,
+    asked: EvaluateRequest,
+) -> Option<Notice> {
     let by = Some(peer.caller);
     let (tell, mut told) = mpsc::channel(WAITING);
     let found = async {
@@ -161,26 +207,37 @@ async fn evaluate_in(service: Service, peer: Peer, mut line: Line, session: &str
         };
         service.manager().session(session, asked.sandbox.as_ref(), by, &mut progress).await
     };
-    let found = match while_told(&service, &mut line, &mut told, found).await {
+    let found = match while_told(service, line, &mut told, found).await {
         Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
-            line.notice(&failed(&service, &error, String::new()));
-            return line.close(&service).await;
+        Ok(Err(error)) => return Some(failed(service, &error, String::new())),
+        Err(gone) => {
+            tracing::info!(%gone, "the client left before its session was there");
+            return None;
         }
-        Err(gone) => return tracing::info!(%gone, "the client left before its session was there"),
     };
-    line.notice(&Notice::Session { session: Box::new(found.info()), created: found.created });
-    let granted = Granted::of(asked.stdin);
-    let (over, conclusion) = match line.during(&service, found.evaluate(asked, by)).await {
-        Ok(Ok(mut command)) => {
-            service.metrics().command();
-            let over = relay(&service, &mut line, &mut command, granted, Leave::Over).await;
-            (over, ended(&command))
+    let handle = found.handle.clone();
+    let span = tracing::info_span!("run", sandbox = %handle.id());
+    async {
+        let notice = Notice::Session { session: Box::new(found.info()), created: found.created };
+        if found.created {
+            line.notice(&notice)
+        } else {
+            line.notice_with_next(&notice)
         }
-        Ok(Err(error)) => (Over::Failed(error), None),
-        Err(gone) => (Over::Gone(gone), None),
-    };
-    finish(&service, line, &found.handle, over, conclusion).await;
+        let granted = Granted::of(asked.stdin);
+        let (over, conclusion) = match line.during(service, found.evaluate(asked, by)).await {
+            Ok(Ok(mut command)) => {
+                service.metrics().command();
+                let over = relay(service, line, &mut command, granted, Leave::Over).await;
+                (over, ended(&command))
+            }
+            Ok(Err(error)) => (Over::Failed(error), None),
+            Err(gone) => (Over::Gone(gone), None),
+        };
+        last_notice(service, &handle, over, conclusion)
+    }
+    .instrument(span)
+    .await
 }
 
 async fn launch(
@@ -188,7 +245,7 @@ async fn launch(
     peer: &Peer,
     line: &mut Line,
     sandbox: CreateRequest,
-    life: Life,
+    life: (Life, Purpose),
 ) -> Result<Result<Handle, Refusal>, Gone> {
     let (tell, mut told) = mpsc::channel(WAITING);
     let launched = routes::launch(service, sandbox, life, peer.caller, move |notice| {
@@ -343,26 +400,28 @@ pub(super) async fn command(
         let conclusion = ended(&command);
         // One that is not detached ends here, if it has not.
         drop(command);
-        finish(&service, line, &handle, over, conclusion).await;
+        if let Some(last) = last_notice(&service, &handle, over, conclusion) {
+            line.notice(&last);
+            line.close(&service).await;
+        }
     }
     .instrument(span)
     .await;
 }
 
-/// Says how a command of a sandbox that goes on has ended, and ends the stream.
-async fn finish(service: &Service, mut line: Line, handle: &Handle, over: Over, conclusion: Option<Notice>) {
+/// How a command of a sandbox that goes on has ended, if anybody is there to be told.
+fn last_notice(service: &Service, handle: &Handle, over: Over, conclusion: Option<Notice>) -> Option<Notice> {
     let timed_out = matches!(&conclusion, Some(Notice::Ended { timed_out: true, .. }));
-    let last = match over {
+    match over {
         Over::Ended => conclusion,
         Over::Detached(command) => Some(Notice::Detached { command }),
         Over::Failed(_) if timed_out => conclusion,
         Over::Failed(error) => Some(failed(service, &error, handle.console())),
-        Over::Gone(gone) => return tracing::info!(%gone, "the client of a command is gone"),
-    };
-    if let Some(last) = last {
-        line.notice(&last);
+        Over::Gone(gone) => {
+            tracing::info!(%gone, "the client of a command is gone");
+            None
+        }
     }
-    line.close(service).await;
 }
 
 /// Passes on both ways.
@@ -376,20 +435,33 @@ async fn relay(
     loop {
         tokio::select! {
             event = command.next(), if line.waiting() < ENOUGH => {
-                let event = match event {
-                    Ok(event) => event,
-                    Err(error) => return Over::Failed(error),
-                };
-                let started = matches!(event, ExecEvent::Started | ExecEvent::Attached { .. });
-                if tell(line, command, &mut granted, event) == Leave::Over {
-                    return Over::Ended;
-                }
-                if started && leave == Leave::Started && let Some(number) = command.number() {
-                    return Over::Detached(number);
+                let mut event = event;
+                // What is there already goes out with it.
+                for left in (0..TOGETHER).rev() {
+                    let happened = match event {
+                        Ok(event) => event,
+                        Err(error) => return Over::Failed(error),
+                    };
+                    let started = matches!(happened, ExecEvent::Started | ExecEvent::Attached { .. });
+                    if tell(line, command, &mut granted, happened) == Leave::Over {
+                        return Over::Ended;
+                    }
+                    if started && leave == Leave::Started && let Some(number) = command.number() {
+                        return Over::Detached(number);
+                    }
+                    if left == 0 || line.waiting() >= ENOUGH {
+                        break;
+                    }
+                    let Some(next) = command.next().now_or_never() else { break };
+                    event = next;
                 }
             }
             turn = line.turn() => match turn {
                 Ok(Turn::Written) => {}
+                Ok(Turn::Frame(frame)) if line.is_late(&frame) => {}
+                Ok(Turn::Frame(frame)) if !line.carries(&frame) => {
+                    return Over::Gone(Gone::Unexpected(frame.kind));
+                }
                 Ok(Turn::Frame(frame)) => match take(command, &mut granted, frame) {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Over::Failed(error),
@@ -406,26 +478,26 @@ async fn relay(
 fn tell(line: &mut Line, command: &Command, granted: &mut Granted, event: ExecEvent) -> Leave {
     match event {
         // Its number in the sandbox is of no use outside.
-        ExecEvent::Started => line.say(Kind::Event, COMMAND, &Event::Started { pid: 0 }),
+        ExecEvent::Started => line.say(Kind::Event, &Event::Started { pid: 0 }),
         ExecEvent::Attached { from } => {
-            line.say(Kind::Event, COMMAND, &Event::Attached { from, pid: 0, stdin_credit: None });
+            line.say(Kind::Event, &Event::Attached { from, pid: 0, stdin_credit: None });
             grant(line, command, granted);
         }
-        ExecEvent::Skipped(bytes) => line.say(Kind::Event, COMMAND, &Event::Skipped { bytes }),
-        ExecEvent::Stdout(bytes) => line.post(Frame::new(Kind::Stdout, COMMAND, bytes)),
-        ExecEvent::Stderr(bytes) => line.post(Frame::new(Kind::Stderr, COMMAND, bytes)),
+        ExecEvent::Skipped(bytes) => line.say(Kind::Event, &Event::Skipped { bytes }),
+        ExecEvent::Stdout(bytes) => line.pass(Kind::Stdout, bytes),
+        ExecEvent::Stderr(bytes) => line.pass(Kind::Stderr, bytes),
         ExecEvent::StdinRoom | ExecEvent::StdinClosed => grant(line, command, granted),
-        ExecEvent::Cut(by) => line.say(Kind::Event, COMMAND, &Event::OutputCut { by }),
+        ExecEvent::Cut(by) => line.say(Kind::Event, &Event::OutputCut { by }),
         ExecEvent::Ran(ran) => {
-            line.say(Kind::Reply, COMMAND, &Reply::Ran(ran));
+            line.say(Kind::Reply, &Reply::Ran(ran));
             return Leave::Over;
         }
         ExecEvent::Exited(exited) => {
-            line.say(Kind::Reply, COMMAND, &Reply::Exited(exited));
+            line.say(Kind::Reply, &Reply::Exited(exited));
             return Leave::Over;
         }
         ExecEvent::NotStarted(reason) => {
-            line.say(Kind::Reply, COMMAND, &Reply::NotStarted(reason));
+            line.say(Kind::Reply, &Reply::NotStarted(reason));
             return Leave::Over;
         }
     }
@@ -436,13 +508,13 @@ fn tell(line: &mut Line, command: &Command, granted: &mut Granted, event: ExecEv
 /// never more than may wait here, whatever the agent grants.
 fn grant(line: &mut Line, command: &Command, granted: &mut Granted) {
     let Some(room) = command.stdin_room() else {
-        return line.say(Kind::Event, COMMAND, &Event::StdinClosed);
+        return line.say(Kind::Event, &Event::StdinClosed);
     };
     let room = (room as u64).min(u64::from(STDIN_WINDOW));
     if let Some(more) = room.checked_sub(granted.0).filter(|more| *more > 0) {
         granted.0 = room;
         let bytes = u32::try_from(more).unwrap_or(u32::MAX);
-        line.say(Kind::Event, COMMAND, &Event::StdinCredit { bytes });
+        line.say(Kind::Event, &Event::StdinCredit { bytes });
     }
 }
 
@@ -452,9 +524,6 @@ fn take(
     granted: &mut Granted,
     frame: Frame,
 ) -> Result<Result<(), OperationError>, Gone> {
-    if frame.id != COMMAND {
-        return Err(Gone::Unexpected(frame.kind));
-    }
     match frame.kind {
         Kind::Stdin => {
             let length = frame.body.len() as u64;

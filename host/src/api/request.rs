@@ -43,7 +43,11 @@ async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
         }
         Err(error) => return Err(invalid(format!("the request cannot be read: {error}"))),
     };
-    let json = if bytes.is_empty() { b"{}" } else { &*bytes };
+    from_json(if bytes.is_empty() { b"{}" } else { &bytes })
+}
+
+/// What is asked for, as JSON.
+pub(super) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(json).map_err(|error| invalid(format!("the request does not fit: {error}")))
 }
 

@@ -15,6 +15,7 @@ use super::types::{
 use super::wire::{BYTES, FRAMES, JSON, LINES, METRICS};
 use crate::sandbox::SandboxId;
 use crate::sandbox::manager::{Handle, Life};
+use crate::spec::Purpose;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, FromRequest as _, Request, State};
@@ -277,7 +278,7 @@ pub(super) async fn create(
     let work = service.work().clone();
     let launched = work.spawn(
         async move {
-            let launched = launch(&service, asked, Life::Kept, peer.caller, |notice| {
+            let launched = launch(&service, asked, (Life::Kept, Purpose::Commands), peer.caller, |notice| {
                 // Who does not read misses some of it, but never the last.
                 if tell.capacity() > 1 {
                     let _ = tell.try_send(line(&notice));
@@ -307,7 +308,7 @@ pub(super) async fn create(
 pub(super) async fn launch(
     service: &Service,
     asked: CreateRequest,
-    life: Life,
+    life: (Life, Purpose),
     by: Caller,
     mut tell: impl FnMut(Notice) + Send,
 ) -> Result<Handle, Refusal> {

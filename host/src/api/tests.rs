@@ -4,7 +4,8 @@ use super::client::{Client, ClientError};
 use super::operations;
 use super::server;
 use super::service::{End, Service};
-use super::types::{CreateRequest, ExecRequest, RefusalKind, RenewRequest};
+use super::stream::{StreamError, StreamEvent};
+use super::types::{CreateRequest, EvaluateRequest, ExecRequest, Notice, RefusalKind, RenewRequest};
 use crate::config::{Autostart, Config};
 use crate::sandbox::manager::Manager;
 use firn_protocol::Stdin;
@@ -74,6 +75,15 @@ impl Scene {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         driver.abort();
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    async fn text(&self, path: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
     }
 
     /// Whether a value is what the document says of it.
@@ -264,4 +274,27 @@ async fn who_finds_no_place_is_told_so() {
     }
     drop(silent);
     scene.stop().await;
+}
+
+#[tokio::test]
+async fn code_goes_through_a_connection_that_is_there() {
+    let scene = Scene::new().await;
+    let asked = json!({"session": "none", "code": "1", "stdin": "null"});
+    let asked: EvaluateRequest = serde_json::from_value(asked).unwrap();
+    let connections = async || {
+        let metrics = scene.text("/metrics").await;
+        let line = metrics.lines().find(|line| line.contains("path=\"/v1/evaluate\""));
+        line.and_then(|line| line.rsplit(' ').next()).map(str::to_owned).expect(&metrics)
+    };
+    for _ in 0..3 {
+        let mut stream = scene.client.evaluate(&asked).await.unwrap();
+        let event = stream.next().await.unwrap();
+        assert!(matches!(event, StreamEvent::Notice(Notice::Failed { .. })), "{event:?}");
+        assert!(matches!(stream.next().await, Err(StreamError::Ended)));
+        assert_eq!(connections().await, "1");
+    }
+    // One to a daemon that is gone is not taken for one.
+    let client = scene.client.clone();
+    scene.stop().await;
+    assert!(matches!(client.evaluate(&asked).await, Err(ClientError::NoDaemon(_))));
 }

@@ -54,6 +54,9 @@ pub(crate) struct CreateRequest {
     /// The programs it has: `host`, or the absolute path of an environment's folder. Absent: `host`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) environment: Option<Text>,
+    /// How much of the Nix store it sees, with an environment of store paths. Absent: the closure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<Store>,
     /// Programs that it must have, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) with: Vec<String>,
@@ -107,6 +110,16 @@ impl Isolation {
             Isolation::Vm => "vm",
         }
     }
+}
+
+/// How much of the host's Nix store a sandbox sees, read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Store {
+    /// The closure of its environment.
+    Closure,
+    /// All of it.
+    Host,
 }
 
 /// The VMMs that can be asked for.
@@ -417,9 +430,12 @@ pub(crate) struct PoolInfo {
     pub(crate) vm: PoolLevel,
     /// Of jails.
     pub(crate) jail: PoolLevel,
+    /// Of jails with an interpreter.
+    #[serde(default)]
+    pub(crate) code: PoolLevel,
 }
 
-/// How full the pool is of one grade.
+/// How full the pool is of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PoolLevel {

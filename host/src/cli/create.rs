@@ -8,6 +8,7 @@ use super::output::Output;
 use crate::api::client::Client;
 use crate::api::types::{CreateRequest, Isolation, MountRequest, Vmm, Workspace};
 use crate::config::Config;
+use crate::env::Store;
 use crate::spec::Size;
 use crate::spec::protection::milliseconds;
 use crate::spec::{Grade, SpecError, VmmKind};
@@ -34,8 +35,8 @@ use std::time::Duration;
     firn exec $(firn create -i jail) -- make        make one, and run a command in it")]
 pub(super) struct Create {
     /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
-    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME
-    /// [default: host].
+    /// that `firn env list` knows; a folder with metadata.json, or with a guest's manifest.json; or a flake's
+    /// output, as .#NAME [default: host].
     #[arg(long = "env", value_name = "ENV")]
     environment: Option<String>,
 
@@ -51,6 +52,11 @@ pub(super) struct Create {
     /// What a specification of nixo's has, a JSON file.
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
+
+    /// How much of the Nix store an environment from Nix shows, read-only: its closure, or all that this host
+    /// has [default: closure].
+    #[arg(long, value_name = "closure|host")]
+    store: Option<Store>,
 
     /// How it is isolated: a jail has the host's kernel and takes milliseconds, a vm has its own.
     #[arg(short, long, value_name = "GRADE", default_value = "vm")]
@@ -205,6 +211,7 @@ impl Create {
             isolation: Some(Isolation::from(self.isolation)),
             allow_degraded: self.allow_degraded,
             environment: source.environment.map(Text::from),
+            store: self.store.map(Into::into),
             with: source.packages,
             profile: source.profile,
             cpus: self.cpus.map(|cpus| cpus.to_string()),

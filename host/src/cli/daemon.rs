@@ -120,10 +120,13 @@ fn as_text(info: &DaemonInfo) -> String {
          socket     {socket}\n\
          state      {state_dir}\n\
          sandboxes  {sandboxes}\n\
-         pool       {vm} of {wanted_vm} vm, {jail} of {wanted_jail} jail\n",
+         pool       {vm} of {wanted_vm} vm, {jail} of {wanted_jail} jail, {code} of {wanted_code} with an \
+         interpreter\n",
         vm = pool.vm.ready,
         wanted_vm = pool.vm.wanted,
         jail = pool.jail.ready,
         wanted_jail = pool.jail.wanted,
+        code = pool.code.ready,
+        wanted_code = pool.code.wanted,
     )
 }

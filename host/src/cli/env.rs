@@ -7,7 +7,7 @@ use super::output::Output;
 use super::table::Table;
 use crate::config::Config;
 use crate::env::resolver::{Known, Resolver};
-use crate::env::{Environment, EnvironmentError, Interpreter};
+use crate::env::{Environment, EnvironmentError, HOST, Interpreter};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io;
@@ -76,7 +76,9 @@ pub(crate) enum EnvCommandError {
 #[serde(rename_all = "camelCase")]
 struct Listed {
     name: String,
+    /// None: it is not built yet, or the host's own.
     path: Option<PathBuf>,
+    /// A reference to a flake, a folder, or `host`.
     origin: String,
 }
 
@@ -86,7 +88,7 @@ struct Inspected {
     name: String,
     path: PathBuf,
     interpreter: Option<Interpreter>,
-    timeout_seconds: u64,
+    timeout_seconds: Option<u64>,
     memory_bytes: u64,
     closure: Option<Vec<PathBuf>>,
 }
@@ -105,8 +107,11 @@ impl Env {
 fn list(config: &Config, json: bool, output: &mut Output) -> Result<u8, Failed> {
     let known = Resolver::new(config)?.known(&mut |told| output.told(&told));
     output.clear();
-    // The last of a name wins.
-    let mut listed: Vec<Listed> = Vec::new();
+    // The last of a name wins. The host's own interpreters are what a name means that nobody else has.
+    let own = Interpreter::ALL.into_iter().filter(|interpreter| interpreter.is_there());
+    let mut listed: Vec<Listed> = own
+        .map(|own| Listed { name: own.environment().to_owned(), path: None, origin: HOST.to_owned() })
+        .collect();
     for Known { name, folder, origin } in known {
         listed.retain(|earlier| earlier.name != name);
         listed.push(Listed { name, path: folder, origin });
@@ -118,7 +123,11 @@ fn list(config: &Config, json: bool, output: &mut Output) -> Result<u8, Failed> 
     }
     let mut table = Table::new(&[("NAME", 16), ("PATH", 4), ("FROM", 4)]);
     for Listed { name, path, origin } in &listed {
-        let path = path.as_ref().map_or("not built".into(), |path| path.display().to_string());
+        let path = match path {
+            Some(path) => path.display().to_string(),
+            None if origin == HOST => "this host's own".to_owned(),
+            None => "not built".to_owned(),
+        };
         table.row([name, &path, origin]);
     }
     output.stdout(table.render().as_bytes())?;
@@ -135,7 +144,7 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
             name: artifact.name,
             path: artifact.folder,
             interpreter: None,
-            timeout_seconds: artifact.timeout.as_secs(),
+            timeout_seconds: Some(artifact.timeout.as_secs()),
             memory_bytes: artifact.memory,
             closure: None,
         },
@@ -143,9 +152,17 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
             name: closure.metadata.name,
             path: closure.folder,
             interpreter: Some(closure.metadata.interpreter),
-            timeout_seconds: closure.metadata.timeout.as_secs(),
+            timeout_seconds: Some(closure.metadata.timeout.as_secs()),
             memory_bytes: closure.metadata.memory,
             closure: Some(closure.paths),
+        },
+        Environment::Guest(guest) => Inspected {
+            name: guest.name().to_owned(),
+            path: guest.image.dir.clone(),
+            interpreter: None,
+            timeout_seconds: None,
+            memory_bytes: guest.least_memory(),
+            closure: Some(guest.store.map_or_else(Vec::new, |store| store.paths)),
         },
     };
     if json {
@@ -153,19 +170,21 @@ fn inspect(config: &Config, environment: &OsString, json: bool, output: &mut Out
         return Ok(0);
     }
     let mut text = format!(
-        "name         {}\npath         {}\ntimeout      {} s\nmemory       {} MiB\n",
+        "name         {}\npath         {}\nmemory       {} MiB\n",
         inspected.name,
         inspected.path.display(),
-        inspected.timeout_seconds,
         inspected.memory_bytes >> 20,
     );
+    if let Some(seconds) = inspected.timeout_seconds {
+        text.push_str(&format!("timeout      {seconds} s\n"));
+    }
     match (inspected.interpreter, inspected.closure) {
-        (Some(interpreter), Some(paths)) => {
-            text.push_str(&format!(
-                "interpreter  {}\nclosure      {} paths\n",
-                interpreter.program(),
-                paths.len()
-            ));
+        (interpreter, Some(paths)) => {
+            match interpreter {
+                Some(interpreter) => text.push_str(&format!("interpreter  {}\n", interpreter.program())),
+                None => text.push_str("vm           a guest with a kernel and an init of its own\n"),
+            }
+            text.push_str(&format!("closure      {} paths\n", paths.len()));
             paths.iter().for_each(|path| text.push_str(&format!("  {}\n", path.display())));
         }
         _ => text.push_str("jail         its own wrapper, bin/run\n"),

@@ -14,7 +14,7 @@ use super::exit::Failed;
 use super::output::Output;
 use crate::api::types::{CreateRequest, ExecRequest, MountRequest, RunRequest, Vmm, Workspace};
 use crate::config::Config;
-use crate::env::{self, Environment};
+use crate::env::{self, Environment, Store};
 use crate::spec::Size;
 use crate::spec::protection::milliseconds;
 use crate::spec::{Grade, SpecError, VmmKind};
@@ -57,8 +57,8 @@ pub(super) struct Run {
     isolation: Grade,
 
     /// The programs of the sandbox: `host`, those of this host; `python`, `shell` or `node`, or another name
-    /// that `firn env list` knows; a folder with metadata.json; or a flake's output, as .#NAME. Without a CMD
-    /// it runs the code on stdin.
+    /// that `firn env list` knows; a folder with metadata.json, or with a guest's manifest.json; or a flake's
+    /// output, as .#NAME. Without a CMD it runs the code on stdin.
     #[arg(long = "env", value_name = "ENV", default_value = env::HOST)]
     environment: OsString,
 
@@ -74,6 +74,11 @@ pub(super) struct Run {
     /// What a specification of nixo's has, a JSON file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["environment", "with", "profile"])]
     spec: Option<PathBuf>,
+
+    /// How much of the Nix store an environment from Nix shows, read-only: its closure, or all that this host
+    /// has [default: closure].
+    #[arg(long, value_name = "closure|host")]
+    store: Option<Store>,
 
     /// Processors; in a jail also a part of one, as 0.5 [default: all in a jail, 2 in a vm, 1 in an
     /// emulated one].
@@ -216,6 +221,7 @@ impl Run {
             isolation: Some(self.isolation.into()),
             allow_degraded: self.allow_degraded,
             environment: source.environment.map(Text::from),
+            store: self.store.map(Into::into),
             with: source.packages,
             profile: source.profile,
             cpus: self.cpus.map(|cpus| cpus.to_string()),
@@ -253,8 +259,12 @@ impl Run {
             return if self.command.is_empty() { Err(SpecError::NoCommand) } else { Ok(()) };
         };
         let artifact = match Environment::find(name.as_os_str())? {
-            Environment::Host if self.command.is_empty() => return Err(SpecError::NoCommand),
-            Environment::Host | Environment::Code(_) | Environment::Closure(_) => return Ok(()),
+            Environment::Host | Environment::Guest(_) if self.command.is_empty() => {
+                return Err(SpecError::NoCommand);
+            }
+            Environment::Host | Environment::Code(_) | Environment::Closure(_) | Environment::Guest(_) => {
+                return Ok(());
+            }
             Environment::Artifact(artifact) => artifact,
         };
         if !self.command.is_empty() {

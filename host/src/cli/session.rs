@@ -1,6 +1,7 @@
 //! `firn session`: interpreters that live on between runs of code.
 
 use super::ask;
+use super::create::source::Source;
 use super::create::{self, CreateError};
 use super::duration;
 use super::exit::Failed;
@@ -16,7 +17,7 @@ use crate::api::types::{
     CreateRequest, EvaluateRequest, InterruptRequest, SessionInfo, SessionRequest, Workspace,
 };
 use crate::config::Config;
-use crate::env;
+use crate::env::{HOST, Interpreter, Store};
 use crate::spec::Grade;
 use crate::spec::Size;
 use crate::spec::protection::milliseconds;
@@ -56,9 +57,15 @@ enum Verb {
 /// The sandbox that a session is made in.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Placement {
-    /// The language: python, shell or node, if the session is not there yet.
+    /// What its programs and its language come from, if the session is not there yet: python, shell or node, a
+    /// folder, a flake's output, or a name that `firn env list` knows.
     #[arg(long = "env", value_name = "ENV")]
     pub(super) environment: Option<OsString>,
+
+    /// How much of the Nix store an environment from Nix shows, read-only: its closure, or all that this host
+    /// has [default: closure].
+    #[arg(long, value_name = "closure|host")]
+    store: Option<Store>,
 
     /// How it is isolated: a jail has the host's kernel and takes milliseconds, a vm has its own
     /// [default: vm].
@@ -140,6 +147,7 @@ struct Run {
 #[command(after_help = "Examples:\n  \
     firn session create --env python --name work\n  \
     firn session create --env shell -i jail -w .   with this folder at /workspace\n  \
+    firn session create --env .#data --name data   with the programs that this flake names\n  \
     firn session create --env node --within web    in the sandbox that is called web")]
 struct Create {
     /// Its name [default: one is made up].
@@ -150,7 +158,7 @@ struct Create {
     placement: Placement,
 
     /// In this sandbox, which is there already.
-    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["isolation", "workspace", "memory", "idle_timeout", "lifetime"])]
+    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["isolation", "store", "workspace", "memory", "idle_timeout", "lifetime"])]
     within: Option<String>,
 
     /// Pass on at most this much of the output of all its runs together.
@@ -219,7 +227,7 @@ struct Close {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     /// No language.
-    #[error("name an environment: --env python, --env shell or --env node")]
+    #[error("name an environment, as --env python, --env shell or --env node")]
     NoEnvironment,
     /// The code cannot be read.
     #[error("cannot read the code from stdin")]
@@ -236,16 +244,22 @@ pub(crate) enum SessionError {
 }
 
 impl Placement {
-    /// The sandbox that is made, if a language is named.
-    pub(super) fn request(&self, config: &Config) -> Result<Option<CreateRequest>, Failed> {
+    /// The sandbox that is made, if an environment is named.
+    pub(super) fn request(
+        &self,
+        config: &Config,
+        output: &mut Output,
+    ) -> Result<Option<CreateRequest>, Failed> {
         let Some(environment) = &self.environment else { return Ok(None) };
+        let environment = Source::environment(environment).resolve(config, output)?.environment;
         let workspace = self.workspace.as_deref().map(|text| {
             let (path, access) = parse_workspace(text);
             Ok::<_, CreateError>(Workspace { host: create::absolute(path)?, access })
         });
         Ok(Some(CreateRequest {
-            environment: env::reference(environment).map_err(crate::spec::SpecError::from)?,
+            environment: environment.map(Text::from),
             isolation: self.isolation.map(Into::into),
+            store: self.store.map(Into::into),
             workspace: workspace.transpose()?,
             memory_bytes: self.memory.map(|size| size.0),
             idle_timeout_ms: self.idle_timeout.or(config.session_idle_timeout).map(milliseconds),
@@ -263,7 +277,7 @@ impl Sessions {
                 session::report(run.json, output, |output, events| run.conduct(config, output, events))
             }
             Verb::Create(create) => {
-                let request = create.request(&config)?;
+                let request = create.request(&config, output)?;
                 ask(config, async |client| create.run(client, &request, output).await)
             }
             Verb::List(list) => ask(config, async |client| list.run(client, output).await),
@@ -291,7 +305,7 @@ impl Run {
         output: &mut Output,
         events: &mut Option<Events>,
     ) -> Result<u8, Failed> {
-        let sandbox = self.placement.request(&config)?;
+        let sandbox = self.placement.request(&config, output)?;
         if self.session.is_none() && sandbox.is_none() {
             return Err(SessionError::NoEnvironment.into());
         }
@@ -334,18 +348,26 @@ impl Run {
 }
 
 impl Create {
-    fn request(&self, config: &Config) -> Result<SessionRequest, Failed> {
-        let sandbox = self.placement.request(config)?.ok_or(SessionError::NoEnvironment)?;
-        let environment =
-            sandbox.environment.as_ref().map(|name| name.as_os_str().to_string_lossy().into_owned());
-        let own = self.within.is_none();
-        Ok(SessionRequest {
+    fn request(&self, config: &Config, output: &mut Output) -> Result<SessionRequest, Failed> {
+        let request = SessionRequest {
             name: self.name.clone(),
-            sandbox: own.then_some(sandbox),
             within: self.within.clone(),
-            environment: environment.filter(|_| !own),
             max_output_bytes: self.max_output.map(|size| size.0),
-        })
+            ..SessionRequest::default()
+        };
+        if self.within.is_none() {
+            let sandbox = self.placement.request(config, output)?.ok_or(SessionError::NoEnvironment)?;
+            return Ok(SessionRequest { sandbox: Some(sandbox), ..request });
+        }
+        // A language is one in whichever sandbox, whatever else has its name here.
+        let environment = match &self.placement.environment {
+            Some(name) if name.to_str().and_then(Interpreter::of).is_none() => {
+                Source::environment(name).resolve(config, output)?.environment.or(Some(HOST.into()))
+            }
+            named => named.clone(),
+        };
+        let environment = environment.map(|name| name.to_string_lossy().into_owned());
+        Ok(SessionRequest { environment, ..request })
     }
 
     async fn run(
@@ -409,6 +431,7 @@ fn describe(session: &SessionInfo) -> String {
     let mut lines = vec![
         ("name", session.name.clone()),
         ("environment", session.environment.clone()),
+        ("language", session.language.clone()),
         ("isolation", session.isolation.name().to_owned()),
         ("sandbox", format!("{} ({}){own}", session.sandbox, state(session.state))),
         ("created", session.created_at.clone()),
@@ -455,9 +478,9 @@ fn at_a_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
-/// Where a prompt's lines are kept.
-fn history(config: &Config, environment: &str) -> PathBuf {
-    config.state_dir.join(format!("history.{environment}"))
+/// Where a prompt's lines in a language are kept.
+fn history(config: &Config, language: Interpreter) -> PathBuf {
+    config.state_dir.join(format!("history.{}", language.environment()))
 }
 
 #[cfg(test)]
@@ -469,6 +492,7 @@ mod tests {
         SessionInfo {
             name: "work".to_owned(),
             environment: "python".to_owned(),
+            language: "python".to_owned(),
             isolation: Isolation::Jail,
             sandbox: "0badcafe".to_owned(),
             own_sandbox: true,

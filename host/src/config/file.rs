@@ -10,6 +10,7 @@
 //! [pool]                  # sandboxes that wait to be asked for
 //! vm = 1                  # guests; absent: one, with KVM, once a vm was asked for
 //! jail = 0
+//! code = 1                # jails with an interpreter, of each language that sessions are made for
 //! ```
 
 use serde::Deserialize;
@@ -81,6 +82,7 @@ struct Daemon {
 struct Pool {
     vm: Option<usize>,
     jail: Option<usize>,
+    code: Option<usize>,
 }
 
 /// What the file says, validated.
@@ -95,12 +97,20 @@ pub(crate) struct Settings {
 }
 
 /// How many sandboxes wait to be asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolSize {
     /// Guests. None: one, on a host with KVM and memory to spare, once a vm was asked for.
     pub(crate) vm: Option<usize>,
     /// Jails.
     pub(crate) jail: usize,
+    /// Jails with an interpreter that has never run code: of each language that was asked for lately.
+    pub(crate) code: usize,
+}
+
+impl Default for PoolSize {
+    fn default() -> PoolSize {
+        PoolSize { vm: None, jail: 0, code: 1 }
+    }
 }
 
 impl Default for Settings {
@@ -138,12 +148,16 @@ impl Settings {
                 _ => return Err(wrong("daemon.idle_exit", "a time, as \"10m\", or \"never\"")),
             },
         };
-        for (key, count) in [("pool.vm", pool.vm), ("pool.jail", pool.jail)] {
+        for (key, count) in [("pool.vm", pool.vm), ("pool.jail", pool.jail), ("pool.code", pool.code)] {
             if count.is_some_and(|count| count > MOST_SPARES) {
                 return Err(wrong(key, &format!("0 to {MOST_SPARES}")));
             }
         }
-        let pool = PoolSize { vm: pool.vm, jail: pool.jail.unwrap_or(usual.pool.jail) };
+        let pool = PoolSize {
+            vm: pool.vm,
+            jail: pool.jail.unwrap_or(usual.pool.jail),
+            code: pool.code.unwrap_or(usual.pool.code),
+        };
         Ok(Settings { max_sandboxes, idle_exit, pool })
     }
 }
@@ -163,7 +177,7 @@ mod tests {
         let settings = parse("[daemon]\nidle_exit = \"never\"").unwrap();
         assert_eq!((settings.max_sandboxes, settings.idle_exit), (256, None));
         let pool = parse("[pool]\njail = 3").unwrap().pool;
-        assert_eq!(pool, PoolSize { vm: None, jail: 3 });
+        assert_eq!(pool, PoolSize { vm: None, jail: 3, code: 1 });
     }
 
     #[test]

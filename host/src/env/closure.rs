@@ -19,6 +19,15 @@ const LONGEST_LIST: u64 = 4 << 20;
 /// The most paths of a closure: bubblewrap takes 9,000 words, of which each path is three.
 const MOST_PATHS: usize = 2_500;
 
+/// How much of the host's Nix store a sandbox sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Store {
+    /// The closure of its environment.
+    Closure,
+    /// All of it.
+    Host,
+}
+
 /// An environment of store paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Closure {
@@ -30,6 +39,8 @@ pub(crate) struct Closure {
     pub(crate) programs: PathBuf,
     /// Every path that is shown, in the order of its list.
     pub(crate) paths: Vec<PathBuf>,
+    /// Nix's database of them, if there is one.
+    pub(crate) database: Option<PathBuf>,
     wrapper: Wrapper,
 }
 
@@ -40,6 +51,14 @@ impl Closure {
         metadata: &Metadata,
         programs: &Programs,
     ) -> Result<Closure, EnvironmentError> {
+        let database = programs.database.as_ref().map(|name| folder.join(name));
+        if let Some(database) = &database {
+            // Not a link, and not one tomorrow.
+            let is_folder = database.symlink_metadata().is_ok_and(|about| about.is_dir());
+            if !is_store_path(&folder) || !is_folder {
+                return Err(EnvironmentError::Database(folder));
+            }
+        }
         let paths = list(&folder, &programs.closure)?;
         for part in [&programs.folder, &programs.runner] {
             if !paths.iter().any(|path| part.starts_with(path)) || has_parents(part) {
@@ -61,9 +80,15 @@ impl Closure {
             },
             programs: programs.folder.clone(),
             paths,
+            database,
             metadata: metadata.clone(),
             folder,
         })
+    }
+
+    /// Whether a program of this name is among its programs.
+    pub(crate) fn has(&self, program: &str) -> bool {
+        self.programs.join("bin").join(program).exists()
     }
 
     /// What runs code in it, and the variables of all that is run.
@@ -73,7 +98,7 @@ impl Closure {
 }
 
 /// The paths that `file` in `folder` names, all of them in the store and there.
-fn list(folder: &Path, file: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
+pub(super) fn list(folder: &Path, file: &Path) -> Result<Vec<PathBuf>, EnvironmentError> {
     let failed =
         |source| EnvironmentError::Lacks { folder: folder.to_owned(), file: file.to_owned(), source };
     let text = metadata::read(&folder.join(file), LONGEST_LIST).map_err(failed)?;
@@ -154,6 +179,9 @@ mod tests {
         assert!(matches!(refused(&usual, "/nix/store/no-such\n"), EnvironmentError::Collected { .. }));
         assert!(matches!(refused(&metadata("/x", "none"), ""), EnvironmentError::Lacks { .. }));
         assert!(matches!(refused(&metadata("/x", "/etc/passwd"), ""), EnvironmentError::NotBeside { .. }));
+        let database = |name: &str| usual.replace("}", &format!(r#","database":"{name}"}}"#));
+        assert!(matches!(refused(&database("/etc"), ""), EnvironmentError::NotBeside { .. }));
+        assert!(matches!(refused(&database("closure"), ""), EnvironmentError::Database(_)));
         let partial = r#"{"name":"x","interpreter_type":"bash","environment":"/nix/store/x"}"#;
         assert!(matches!(refused(partial, ""), EnvironmentError::Partial(_)));
     }

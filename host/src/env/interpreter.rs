@@ -37,6 +37,15 @@ impl Interpreter {
         }
     }
 
+    /// What `metadata.json` calls it.
+    pub(crate) fn language(self) -> &'static str {
+        match self {
+            Interpreter::Python => "python",
+            Interpreter::Bash => "bash",
+            Interpreter::Node => "node",
+        }
+    }
+
     /// Its program.
     pub(crate) fn program(self) -> &'static str {
         match self {

@@ -49,6 +49,8 @@ pub(super) struct Programs {
     pub(super) runner: PathBuf,
     /// The list of store paths, a file of the environment's folder.
     pub(super) closure: PathBuf,
+    /// Nix's database of these, a folder of the environment's folder.
+    pub(super) database: Option<PathBuf>,
     /// Variables of every command.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -63,6 +65,7 @@ struct Fields {
     environment: Option<PathBuf>,
     interpreter: Option<PathBuf>,
     closure: Option<PathBuf>,
+    database: Option<PathBuf>,
     #[serde(default)]
     env: BTreeMap<String, String>,
 }
@@ -87,11 +90,12 @@ impl Metadata {
         };
         let programs = match (fields.environment, fields.interpreter, fields.closure) {
             (Some(programs), Some(runner), Some(closure)) => {
-                // A list elsewhere would be read with the daemon's rights.
-                if closure.file_name() != Some(closure.as_os_str()) {
-                    return Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: closure });
+                beside(folder, &closure)?;
+                if let Some(database) = &fields.database {
+                    beside(folder, database)?;
                 }
-                Some(Programs { folder: programs, runner, closure, variables: fields.env })
+                let (database, variables) = (fields.database, fields.env);
+                Some(Programs { folder: programs, runner, closure, database, variables })
             }
             (None, None, None) => None,
             _ => return Err(EnvironmentError::Partial(folder.to_owned())),
@@ -104,6 +108,14 @@ impl Metadata {
             isolation: fields.isolation,
             programs,
         })
+    }
+}
+
+/// The list `file`, if it is a file of `folder`: one elsewhere would be read with the daemon's rights.
+pub(super) fn beside<'a>(folder: &Path, file: &'a Path) -> Result<&'a Path, EnvironmentError> {
+    match file.file_name() == Some(file.as_os_str()) {
+        true => Ok(file),
+        false => Err(EnvironmentError::NotBeside { folder: folder.to_owned(), file: file.to_owned() }),
     }
 }
 

@@ -7,18 +7,22 @@
 //! ```text
 //!   FOLDER/metadata.json    {"name": "py", "interpreter_type": "python", "timeout_seconds": 30, "memory_mb": 512}
 //!   FOLDER/bin/run          a wrapper that makes a jail of its own: code on stdin, streams, exit code
-//!   FOLDER/bin/session-run  the same for a session, where there is one
+//!   FOLDER/bin/session-run  the same for sessions, where there is one: an agent that serves descriptor 3
 //!   FOLDER/closure          the store paths of its programs, if metadata.json says which these are
+//!   FOLDER/database         Nix's database of these, if metadata.json says that there is one
 //! ```
 //!
 //! Of a folder with a closure firn makes the sandbox itself, a jail or a vm, and shows those paths and
-//! nothing else ([`Closure`]). Of one without it runs the wrapper ([`Artifact`]).
+//! nothing else ([`Closure`]). Of one without it runs the wrapper ([`Artifact`]). A folder with a guest manifest,
+//! `manifest.json`, is a guest image: a vm boots it ([`GuestImage`]).
 
 mod builder;
 mod built;
 pub(crate) mod catalog;
 mod closure;
+mod guest;
 mod interpreter;
+mod language;
 mod metadata;
 pub(crate) mod packages;
 mod reference;
@@ -27,9 +31,13 @@ mod sources;
 
 pub(crate) use builder::BuildError;
 pub(crate) use built::Record;
-pub(crate) use closure::{Closure, STORE};
+pub(crate) use closure::{Closure, STORE, Store};
 use firn_protocol::{Text, Variable};
+#[cfg(test)]
+pub(crate) use guest::tests::guest_image;
+pub(crate) use guest::{GuestImage, GuestImageError};
 pub(crate) use interpreter::Interpreter;
+pub(crate) use language::{Language, identity};
 pub(crate) use metadata::Metadata;
 pub(crate) use reference::FlakeRef;
 use serde::{Deserialize, Serialize};
@@ -53,6 +61,8 @@ pub(crate) enum Environment {
     Artifact(Artifact),
     /// Those of the Nix store that it names.
     Closure(Box<Closure>),
+    /// Those of a NixOS guest.
+    Guest(Box<GuestImage>),
 }
 
 /// A folder in the layout of nix-sandbox-mcp.
@@ -66,6 +76,10 @@ pub(crate) struct Artifact {
     pub(crate) timeout: Duration,
     /// How much memory it may have, in bytes.
     pub(crate) memory: u64,
+    /// What runs its code.
+    pub(crate) interpreter: Interpreter,
+    /// Its wrapper for sessions, if it has one.
+    pub(crate) session_run: Option<PathBuf>,
 }
 
 /// There is no such environment.
@@ -73,7 +87,7 @@ pub(crate) struct Artifact {
 pub(crate) enum EnvironmentError {
     /// Neither `host` nor a folder.
     #[error(
-        "there is no environment {0:?}: it is `host`, `python`, `shell`, `node`, a folder with metadata.json, a flake's output as .#NAME, or a name that `firn env list` knows"
+        "there is no environment {0:?}: it is `host`, `python`, `shell`, `node`, a folder with metadata.json or a guest's manifest.json, a flake's output as .#NAME, or a name that `firn env list` knows"
     )]
     Unknown(String),
     /// This host has no such program.
@@ -93,6 +107,15 @@ pub(crate) enum EnvironmentError {
         #[source]
         source: io::Error,
     },
+    /// It is a guest image, which cannot be booted.
+    #[error("the guest image {} cannot be used", folder.display())]
+    Guest {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: GuestImageError,
+    },
     /// Its `metadata.json` says something else.
     #[error("{} is no environment: metadata.json does not fit", folder.display())]
     Metadata {
@@ -111,8 +134,13 @@ pub(crate) enum EnvironmentError {
         field: &'static str,
     },
     /// Its wrapper cannot be executed.
-    #[error("{} is no environment: bin/run is not an executable file", .0.display())]
-    NotExecutable(PathBuf),
+    #[error("{} is no environment: {program} is not an executable file", folder.display())]
+    NotExecutable {
+        /// The folder.
+        folder: PathBuf,
+        /// The wrapper.
+        program: &'static str,
+    },
     /// It says where its programs are, but not all that is needed.
     #[error(
         "{} is no environment: of `environment`, `interpreter` and `closure` its metadata.json has some, not all",
@@ -136,13 +164,16 @@ pub(crate) enum EnvironmentError {
         line: usize,
     },
     /// Its list is somewhere else.
-    #[error("{} is no environment: its closure must be a file in it, not {}", folder.display(), file.display())]
+    #[error("{} is no environment: its closure and database must be in it, not {}", folder.display(), file.display())]
     NotBeside {
         /// The folder.
         folder: PathBuf,
         /// What it names.
         file: PathBuf,
     },
+    /// A database that could be another by the time that it is shown.
+    #[error("{} is no environment: with a database of Nix's it must be a folder of {STORE}, and that a folder in it", .0.display())]
+    Database(PathBuf),
     /// What it runs is not among what it shows.
     #[error("{} is no environment: {} is not in its closure", folder.display(), path.display())]
     OutsideClosure {
@@ -166,23 +197,6 @@ pub(crate) enum EnvironmentError {
 
 /// The environment of the host's own programs.
 pub(crate) const HOST: &str = "host";
-
-/// An environment as the daemon is asked for it, which has a working directory of its own: a name as it is,
-/// a folder by its whole path. None: the host's own programs, as when nobody asks.
-pub(crate) fn reference(name: &OsStr) -> Result<Option<Text>, EnvironmentError> {
-    if name == HOST {
-        return Ok(None);
-    }
-    if name.to_str().and_then(Interpreter::of).is_some() {
-        return Ok(Some(name.into()));
-    }
-    let path = Path::new(name);
-    if !path.is_dir() {
-        return Err(EnvironmentError::Unknown(name.to_string_lossy().into_owned()));
-    }
-    let lacks = |source| EnvironmentError::Lacks { folder: path.to_owned(), file: "it".into(), source };
-    Ok(Some(std::path::absolute(path).map_err(lacks)?.into()))
-}
 
 impl Environment {
     /// The environment called `name`: one of the host's, or the path of a folder.
@@ -210,6 +224,9 @@ impl Environment {
                 return Err(EnvironmentError::Lacks { folder: path.into(), file: "it".into(), source });
             }
         };
+        if GuestImage::is_in(&folder) {
+            return GuestImage::open(folder).map(|guest| Environment::Guest(Box::new(guest)));
+        }
         let metadata = Metadata::read(&folder)?;
         match &metadata.programs {
             Some(programs) => Closure::open(folder, &metadata, programs)
@@ -221,16 +238,15 @@ impl Environment {
 
 impl Artifact {
     fn open(folder: PathBuf, metadata: &Metadata) -> Result<Artifact, EnvironmentError> {
-        let run = folder.join("bin/run");
-        let about = match std::fs::metadata(&run) {
-            Ok(about) => about,
-            Err(source) => return Err(EnvironmentError::Lacks { folder, file: "bin/run".into(), source }),
+        program(&folder, "bin/run")?;
+        let session_run = match program(&folder, "bin/session-run") {
+            Ok(session_run) => Some(session_run),
+            // Sessions are what it may do without.
+            Err(EnvironmentError::Lacks { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
-        if !about.is_file() || nix::unistd::access(&run, nix::unistd::AccessFlags::X_OK).is_err() {
-            return Err(EnvironmentError::NotExecutable(folder));
-        }
-        let Metadata { name, timeout, memory, .. } = metadata.clone();
-        Ok(Artifact { folder, name, timeout, memory })
+        let Metadata { name, timeout, memory, interpreter, .. } = metadata.clone();
+        Ok(Artifact { folder, name, timeout, memory, interpreter, session_run })
     }
 
     /// Its wrapper, to be run with these variables. jail.nix's wrappers pass `LANG`, `HOME` and
@@ -250,6 +266,20 @@ impl Artifact {
     pub(crate) fn project(&self, folder: &Path, target: &Path) -> Variables {
         vec![("PROJECT_DIR", folder.into()), ("PROJECT_MOUNT", target.into())]
     }
+}
+
+/// The path of a wrapper, which can be executed.
+fn program(folder: &Path, name: &'static str) -> Result<PathBuf, EnvironmentError> {
+    let path = folder.join(name);
+    let about = std::fs::metadata(&path).map_err(|source| EnvironmentError::Lacks {
+        folder: folder.to_owned(),
+        file: name.into(),
+        source,
+    })?;
+    if !about.is_file() || nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_err() {
+        return Err(EnvironmentError::NotExecutable { folder: folder.to_owned(), program: name });
+    }
+    Ok(path)
 }
 
 /// Names and values.
@@ -321,7 +351,7 @@ mod tests {
         let never = r#"{"name":"x","interpreter_type":"bash","timeout_seconds":0}"#;
         assert!(matches!(refused(never), EnvironmentError::Zero { field: "timeout_seconds", .. }));
         let plain = artifact(r#"{"name":"x","interpreter_type":"bash"}"#, 0o644);
-        assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable(_))));
+        assert!(matches!(found(&plain), Err(EnvironmentError::NotExecutable { program: "bin/run", .. })));
         let empty = tempfile::tempdir().unwrap();
         assert!(
             matches!(found(&empty), Err(EnvironmentError::Lacks { file, .. }) if file.ends_with("metadata.json"))

@@ -338,6 +338,7 @@ fn named_environment(folder: &Path) -> Result<(String, PathBuf), EnvironmentErro
     let (metadata, folder): (Metadata, PathBuf) = match Environment::open(folder)? {
         Environment::Closure(closure) => (closure.metadata, closure.folder),
         Environment::Artifact(artifact) => return Ok((artifact.name, artifact.folder)),
+        Environment::Guest(guest) => return Ok((guest.name().to_owned(), guest.image.dir)),
         Environment::Host | Environment::Code(_) => {
             return Err(EnvironmentError::Unknown(folder.display().to_string()));
         }

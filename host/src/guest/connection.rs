@@ -2,6 +2,7 @@
 
 use super::exec::{Role, Running};
 use super::words::one_line;
+use crate::sys::socket;
 use bytes::{Buf as _, BytesMut};
 use firn_protocol::{
     Attach, Codec, Configure, Exec, Failure, Frame, FrameError, Hello, Kind, PROTOCOL_VERSION, Reply,
@@ -40,6 +41,9 @@ const OPTIONAL: [&str; 4] = ["keep", "processes", "files", "sessions"];
 /// How much is read at once to begin with, in bytes. The buffer grows with what comes; a larger one
 /// would be a mapping of its own, which costs a short run more than reading does.
 const READ_AHEAD: usize = 64 * 1024;
+
+/// The same, of a connection that was idle.
+const IDLE_BUFFER: usize = 4 * 1024;
 
 /// A conversation with an agent that went wrong. The connection is of no use afterwards, except
 /// after [`GuestError::Refused`].
@@ -373,6 +377,21 @@ impl Connection {
         self.read.read_buffer().capacity() + self.outbox.capacity()
     }
 
+    /// Whether nothing is under way on it in either direction, and the agent is there.
+    pub(super) fn is_idle(&self) -> bool {
+        let unread = self.read.read_buffer();
+        self.greeted
+            && self.outbox.is_empty()
+            && unread.is_empty()
+            && socket::is_quiet(self.read.get_ref().as_ref())
+    }
+
+    /// Holds little memory until it is of use again.
+    pub(super) fn rest(&mut self) {
+        *self.read.read_buffer_mut() = BytesMut::with_capacity(IDLE_BUFFER);
+        self.outbox = BytesMut::new();
+    }
+
     /// How many bytes wait to be sent.
     pub(super) fn unsent(&self) -> usize {
         self.outbox.len()
@@ -392,15 +411,8 @@ impl Connection {
     async fn frame(&mut self, during: &'static str) -> Result<Frame, GuestError> {
         loop {
             tokio::select! {
-                frame = self.read.next() => {
-                    return match frame {
-                        Some(Ok(frame)) if is_too_long(&frame, self.longest) => Err(unexpected(during, &frame)),
-                        Some(Ok(frame)) => Ok(frame),
-                        Some(Err(FrameError::Io(error))) if closed(&error) => Err(GuestError::Closed { during }),
-                        Some(Err(source)) => Err(GuestError::Frame { during, source }),
-                        None => Err(GuestError::Closed { during }),
-                    };
-                }
+                // What waits goes first, as far as it is taken: usually there is nothing to be read.
+                biased;
                 written = self.write.write(&self.outbox), if !self.outbox.is_empty() => match written {
                     Ok(count) => self.outbox.advance(count),
                     // What it said before it hung up is still to be read, and then its end.
@@ -409,6 +421,15 @@ impl Connection {
                         self.outbox.clear();
                     }
                     Err(error) => return Err(GuestError::Frame { during, source: error.into() }),
+                },
+                frame = self.read.next() => {
+                    return match frame {
+                        Some(Ok(frame)) if is_too_long(&frame, self.longest) => Err(unexpected(during, &frame)),
+                        Some(Ok(frame)) => Ok(frame),
+                        Some(Err(FrameError::Io(error))) if closed(&error) => Err(GuestError::Closed { during }),
+                        Some(Err(source)) => Err(GuestError::Frame { during, source }),
+                        None => Err(GuestError::Closed { during }),
+                    };
                 }
             }
         }

@@ -87,10 +87,11 @@ impl Role {
     }
 }
 
-/// A command that was asked for and is not over.
+/// A command that was asked for.
 #[derive(Debug)]
 pub(crate) struct Running {
-    connection: Connection,
+    /// None: it is over, and somebody else has it.
+    connection: Option<Connection>,
     id: RequestId,
     role: Role,
     started: bool,
@@ -145,12 +146,14 @@ impl Running {
             Stdin::Stream => StdinState::Open { credit: u64::from(STDIN_WINDOW) },
         };
         let too_late = Instant::now() + START_PATIENCE;
+        let connection = Some(connection);
         Running { connection, id, role, started: false, too_late, timeout_ms, stdin, code: Code::default() }
     }
 
     /// What happens next. May be dropped at any time without loss.
     pub(crate) async fn next(&mut self) -> Result<ExecEvent, GuestError> {
-        let receiving = self.connection.receive(DURING);
+        let closed = GuestError::Closed { during: DURING };
+        let receiving = self.connection.as_mut().ok_or(closed)?.receive(DURING);
         let frame = if self.started || self.role.is_run() {
             receiving.await?
         } else {
@@ -264,26 +267,32 @@ impl Running {
             let chunk = self.code.left.split_to(self.code.left.len().min(room).min(MAX_CHUNK));
             self.code.credit -= chunk.len() as u64;
             self.code.sent += chunk.len() as u64;
-            self.connection.post_frame(Frame::new(Kind::Stdin, self.id, chunk), DURING)?;
+            self.post(Kind::Stdin, chunk)?;
         }
         Ok(())
     }
 
     /// Whether the agent has said hello.
     pub(crate) fn is_greeted(&self) -> bool {
-        self.connection.is_greeted()
+        self.connection.as_ref().is_none_or(Connection::is_greeted)
     }
 
-    /// Its connection, after its end.
+    /// Its connection, after its end, if nothing of the command can be under way on it any more.
+    pub(crate) fn take_connection(&mut self) -> Option<Connection> {
+        let done = self.stdin == StdinState::Ended && self.code.left.is_empty();
+        self.connection.take().filter(|_| done)
+    }
+
+    /// Its connection, after its end, whatever is under way.
     #[cfg(test)]
-    pub(super) fn into_connection(self) -> Connection {
+    pub(super) fn into_connection(self) -> Option<Connection> {
         self.connection
     }
 
     /// How much memory is held for it, in bytes.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.connection.held()
+        self.connection.as_ref().map_or(0, Connection::held)
     }
 
     /// How many bytes of stdin can be sent now. None: stdin has ended, at one end or the other.
@@ -292,7 +301,8 @@ impl Running {
         if !self.code.left.is_empty() {
             return Some(0);
         }
-        let ahead = MOST_AHEAD.saturating_sub(self.connection.unsent());
+        let unsent = self.connection.as_ref().map_or(0, Connection::unsent);
+        let ahead = MOST_AHEAD.saturating_sub(unsent);
         Some(ahead.min(usize::try_from(credit).unwrap_or(usize::MAX)))
     }
 
@@ -300,7 +310,7 @@ impl Running {
     pub(crate) fn send_stdin(&mut self, bytes: Bytes) -> Result<(), GuestError> {
         let StdinState::Open { credit } = &mut self.stdin else { return Ok(()) };
         *credit = credit.saturating_sub(bytes.len() as u64);
-        self.connection.post_frame(Frame::new(Kind::Stdin, self.id, bytes), DURING)
+        self.post(Kind::Stdin, bytes)
     }
 
     /// Says that stdin has ended.
@@ -308,11 +318,21 @@ impl Running {
         if std::mem::replace(&mut self.stdin, StdinState::Ended) == StdinState::Ended {
             return Ok(());
         }
-        self.connection.post_frame(Frame::new(Kind::StdinEnd, self.id, Bytes::new()), DURING)
+        self.post(Kind::StdinEnd, Bytes::new())
     }
 
     /// Sends a signal, a new terminal size, or the wish that it ends.
     pub(crate) fn send(&mut self, input: &Input) -> Result<(), GuestError> {
-        self.connection.post(Kind::Input, self.id, input, DURING)
+        match &mut self.connection {
+            Some(connection) => connection.post(Kind::Input, self.id, input, DURING),
+            None => Ok(()),
+        }
+    }
+
+    fn post(&mut self, kind: Kind, bytes: Bytes) -> Result<(), GuestError> {
+        match &mut self.connection {
+            Some(connection) => connection.post_frame(Frame::new(kind, self.id, bytes), DURING),
+            None => Ok(()),
+        }
     }
 }

@@ -140,11 +140,11 @@ async fn through(mut running: Running) -> Result<Connection, GuestError> {
         match event {
             ExecEvent::Exited(exited) => {
                 assert!(matches!(exited.status, ExitStatus::Code(0..=255) | ExitStatus::Signal(1..=64)));
-                return Ok(running.into_connection());
+                return Ok(running.into_connection().expect("it was not taken"));
             }
             ExecEvent::NotStarted(reason) => {
                 is_harmless(&reason.message)?;
-                return Ok(running.into_connection());
+                return Ok(running.into_connection().expect("it was not taken"));
             }
             ExecEvent::StdinRoom | ExecEvent::StdinClosed => {
                 let room = running.stdin_room().unwrap_or(0).min(64 * 1024);

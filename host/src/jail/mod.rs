@@ -8,7 +8,7 @@
 //! The agent listens on a socket whose path is not in the jail: it was given the descriptor, and passes
 //! none on. Connections can be made, and used, before it runs.
 
-use crate::env::{Artifact, Wrapper};
+use crate::env::{Artifact, Variables, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::spec::Spec;
 use crate::sys::bubblewrap::Bubblewrap;
@@ -18,6 +18,7 @@ use crate::sys::process::{
     Helper, HelperCommand, Mounts, Pids, ProcessError, ProcessId, Reports, Role, Station, Unmounting,
 };
 use crate::sys::socket;
+use crate::sys::staging::Staged;
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
 use serde::{Deserialize, Serialize};
@@ -113,9 +114,18 @@ pub(crate) struct Remains {
 enum Boundary {
     /// The agent is PID 1 of their namespace: they end with it.
     Namespace,
-    /// A wrapper that the agent started.
+    /// A wrapper, which the agent started or which started it.
     Wrapper,
 }
+
+/// See [`Bringup::surroundings`].
+struct Surroundings {
+    variables: Variables,
+    staged: Vec<Staged>,
+}
+
+/// Where a wrapper finds programs, if it does not know: as the agent has it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long the agent may take to end a wrapper.
 const WRAPPER_PATIENCE: Duration = Duration::from_secs(15);
@@ -146,28 +156,16 @@ impl Bringup<'_> {
     pub(crate) fn wrapped(self, artifact: &Artifact) -> Result<(Jail, Wrapper), JailError> {
         let (socket, listener) = self.listen()?;
         let agent = self.open_agent()?;
-        // What the wrapper leaves at home (jail.nix keeps a passwd file there) is gone with the
-        // sandbox.
-        let home = self.station.folder.join("home");
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&home);
-        made.and_then(|()| self.identity.own(&home))
-            .map_err(|source| JailError::Home { path: home.clone(), source })?;
-        let mut variables = vec![("HOME", home.into_os_string())];
-        let mut all_staged = Vec::new();
-        if let Some(stage) = Stage::new(&self.spec.shares, self.identity, self.station.folder)? {
-            for (index, share) in self.spec.shares.iter().enumerate() {
-                let (project, staged) = stage.set(index, share)?;
-                all_staged.extend(staged);
-                variables.extend(artifact.project(&project, &share.target));
-            }
-        }
+        let Surroundings { variables, staged } = self.surroundings(artifact)?;
         let command = HelperCommand {
             role: ROLE,
             program: format!("/proc/self/fd/{}", agent.as_raw_fd()).into(),
             args: vec!["--listen-fd".into(), listener.as_raw_fd().to_string().into()],
+            variables: Vec::new(),
             identity: self.identity,
             fds: vec![agent, listener],
-            staged: all_staged,
+            third: None,
+            staged,
             folder: self.station.folder.to_owned(),
             // The agent finds what a command has left by the numbers in `/proc`, which is the host's here.
             pids: Pids::Shared,
@@ -175,6 +173,51 @@ impl Bringup<'_> {
         };
         let helper = command.start(self.station)?;
         Ok((Jail { helper, socket, boundary: Boundary::Wrapper }, artifact.wrapper(variables)))
+    }
+
+    /// Starts the wrapper of an environment that makes a jail with an agent in it, which serves the socket that
+    /// is its descriptor 3.
+    pub(crate) fn serving(self, artifact: &Artifact) -> Result<Jail, JailError> {
+        let program = artifact.session_run.clone().unwrap_or_else(|| artifact.folder.join("bin/session-run"));
+        let (socket, listener) = self.listen()?;
+        let Surroundings { mut variables, staged } = self.surroundings(artifact)?;
+        // What a wrapper is given by an agent: jail.nix's fail where one of them is not set.
+        let usual = [("PATH", PATH), ("SHELL", "/bin/sh"), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
+        variables.extend(usual.map(|(name, value)| (name, value.into())));
+        let command = HelperCommand {
+            role: ROLE,
+            program,
+            args: Vec::new(),
+            variables,
+            identity: self.identity,
+            fds: Vec::new(),
+            third: Some(listener),
+            staged,
+            folder: self.station.folder.to_owned(),
+            pids: Pids::best(),
+            reports: Reports::Nothing,
+        };
+        let helper = command.start(self.station)?;
+        Ok(Jail { helper, socket, boundary: Boundary::Wrapper })
+    }
+
+    /// What a wrapper finds where it makes its jail: a home, and the caller's folder as its project.
+    fn surroundings(&self, artifact: &Artifact) -> Result<Surroundings, JailError> {
+        // What the wrapper leaves at home (jail.nix keeps a passwd file there) is gone with the
+        // sandbox.
+        let home = self.station.folder.join("home");
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&home);
+        made.and_then(|()| self.identity.own(&home))
+            .map_err(|source| JailError::Home { path: home.clone(), source })?;
+        let mut found = Surroundings { variables: vec![("HOME", home.into_os_string())], staged: Vec::new() };
+        if let Some(stage) = Stage::new(&self.spec.shares, self.identity, self.station.folder)? {
+            for (index, share) in self.spec.shares.iter().enumerate() {
+                let (project, staged) = stage.set(index, share)?;
+                found.staged.extend(staged);
+                found.variables.extend(artifact.project(&project, &share.target));
+            }
+        }
+        Ok(found)
     }
 
     fn open_agent(&self) -> Result<OwnedFd, JailError> {
@@ -213,7 +256,7 @@ impl Jail {
 
     /// The way to its agent.
     pub(crate) fn dialer(&self) -> Dialer {
-        Dialer::Unix(self.socket.clone())
+        Dialer::jail(self.socket.clone())
     }
 
     /// Whether all files in its folder are ours: few, and soon removed.

@@ -49,7 +49,8 @@ impl Known {
     /// The environment called `name` that is in a folder, if there is one.
     fn open(name: &str, folder: &Path) -> Option<Known> {
         let (programs, folder, timeout) = match Environment::find(folder.as_os_str()).ok()? {
-            Environment::Host => return None,
+            // Neither has an interpreter of its own.
+            Environment::Host | Environment::Guest(_) => return None,
             Environment::Code(_) => return Some(Known::plain(name, Programs::Host)),
             Environment::Artifact(Artifact { folder, timeout, .. }) => {
                 (Programs::Wrapper(folder.clone()), folder, timeout)

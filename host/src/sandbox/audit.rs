@@ -7,8 +7,9 @@
 use super::SandboxId;
 use crate::api::types::{Caller, EventRecord};
 use serde_json::{Map, Value as Json};
-use std::collections::VecDeque;
-use std::fs::OpenOptions;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,14 @@ const REMEMBERED: usize = 4096;
 /// How many events a listener may be behind before it misses some.
 const BACKLOG: usize = 1024;
 
+/// How many files are kept open.
+const MOST_OPEN: usize = 64;
+
 /// The longest line of an audit file that is read back, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
+
+/// What is done in a sandbox, and would hide in the daemon's log what becomes of it.
+const OFTEN: [&str; 4] = ["exec-started", "exec-exited", "run-started", "run-ended"];
 
 /// The detail with a command's arguments.
 pub(super) const ARGUMENTS: &str = "argv";
@@ -40,6 +47,8 @@ pub(crate) struct Audit {
 struct Told {
     next: u64,
     recent: VecDeque<Arc<EventRecord>>,
+    /// The files that were written to of late.
+    open: HashMap<SandboxId, File>,
 }
 
 /// Details of an event, one after the other.
@@ -59,7 +68,8 @@ impl Audit {
     /// The one in `dir`. `generation` is of the daemon: it makes the numbers of events unique.
     pub(crate) fn new(dir: PathBuf, generation: u64) -> Audit {
         let (tell, _) = broadcast::channel(BACKLOG);
-        let state = Mutex::new(Told { next: generation << 32, recent: VecDeque::new() });
+        let state =
+            Mutex::new(Told { next: generation << 32, recent: VecDeque::new(), open: HashMap::new() });
         Audit { dir, state, tell }
     }
 
@@ -76,7 +86,7 @@ impl Audit {
             details: details.0,
         });
         // Under the lock, so that the file has them in order.
-        if let Err(error) = self.append(&record) {
+        if let Err(error) = self.append(&mut state.open, id, &record) {
             // What was done is done: a full disk must not keep a sandbox from being ended.
             tracing::error!(sandbox = %id, event, %error, "cannot write to the audit log");
         }
@@ -85,17 +95,35 @@ impl Audit {
         }
         state.recent.push_back(Arc::clone(&record));
         drop(state);
-        tracing::info!(sandbox = %record.session_id, details = %for_log(&record.details), "{event}");
+        if OFTEN.contains(&event) {
+            tracing::debug!(sandbox = %record.session_id, details = %for_log(&record.details), "{event}");
+        } else {
+            tracing::info!(sandbox = %record.session_id, details = %for_log(&record.details), "{event}");
+        }
         // Nobody has to listen.
         let _ = self.tell.send(record);
     }
 
-    fn append(&self, record: &EventRecord) -> std::io::Result<()> {
+    fn append(
+        &self,
+        open: &mut HashMap<SandboxId, File>,
+        id: SandboxId,
+        record: &EventRecord,
+    ) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        let path = self.path(&record.session_id);
+        if open.len() >= MOST_OPEN && !open.contains_key(&id) {
+            open.clear();
+        }
+        let file = match open.entry(id) {
+            Entry::Occupied(file) => file.into_mut(),
+            Entry::Vacant(place) => {
+                let path = self.path(&record.session_id);
+                place.insert(OpenOptions::new().append(true).create(true).mode(0o600).open(path)?)
+            }
+        };
         // In one write: two lines never mix, and a daemon that is killed leaves whole lines.
-        OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(&line)
+        file.write_all(&line)
     }
 
     fn path(&self, id: &str) -> PathBuf {

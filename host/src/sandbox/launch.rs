@@ -20,8 +20,8 @@ use crate::config::{Config, ConfigError};
 use crate::env::{Environment, Interpreter, Wrapper};
 use crate::guest::{Dialer, GuestError};
 use crate::jail::{Jail, JailError};
+use crate::spec::Grade;
 use crate::spec::protection::{Isolation, Maker, Protection, milliseconds};
-use crate::spec::{Degraded, Grade};
 use crate::spec::{Size, Spec};
 use crate::sys::cgroup::{Cgroup, Usage};
 use crate::sys::limits::{Events, Limits, Mechanisms};
@@ -33,8 +33,8 @@ use firn_protocol::{Exceeded, ResourceLimit};
 use guest::Ground;
 use serde::{Deserialize, Serialize};
 use sight::Sight;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinError;
 
@@ -59,12 +59,18 @@ pub(crate) enum LaunchError {
     /// What it takes to take it over could not be written down.
     #[error("cannot write the record of the sandbox")]
     Remains(#[source] serde_json::Error),
+    /// No interpreter can wait in it.
+    #[error("its interpreter did not start: {0}")]
+    NotInterpreted(String),
     /// Nobody wants it any more.
     #[error("its end was asked for before it came up")]
     Abandoned,
     /// It ended before it took a command: it never came up.
     #[error(transparent)]
     Ended(#[from] Ended),
+    /// A guest image is for a vm.
+    #[error("the environment {0} is a guest with a kernel of its own: there can be no jail in its place")]
+    NoJail(String),
     /// Nothing on this host can enforce a limit that was asked for.
     #[error("processor time cannot be limited here: no control group with the cpu controller can be made")]
     Unenforceable,
@@ -146,6 +152,8 @@ pub(crate) struct Up {
     pub(crate) wrapper: Option<Wrapper>,
     /// What runs code in it.
     pub(crate) interpreter: Option<Interpreter>,
+    /// What has started to run code already, and nobody has yet. See [`spare::Kind`].
+    pub(crate) waiting: Mutex<Option<Interpreter>>,
     /// Who commands are, when nobody says.
     pub(crate) user: Option<String>,
     /// How long they may take, when nobody says.
@@ -230,7 +238,7 @@ impl Sandbox {
         }
         match spec.grade {
             Grade::Vm => match Sandbox::launch_vm(config, spec, site.clone(), progress).await {
-                Err(error) if error.no_vm_here() && spec.degraded == Degraded::Allowed => {
+                Err(error) if error.no_vm_here() && spec.may_be_jail() => {
                     Sandbox::launch_jail(config, spec, site, Some(in_full(&error)), progress)
                 }
                 launched => launched,
@@ -254,11 +262,13 @@ impl Sandbox {
                 guest.attach(exports).await.map_err(Ended::from)?;
                 sight.configure(*guest, spec, place, progress).await
             }
-            spare::Kind::Jail(jail) => {
+            spare::Kind::Jail(jail, waiting) => {
                 progress(Progress::Jail);
                 let isolation = Isolation::Jail { maker: Maker::Firn, instead_of_vm: None };
                 let facts = Facts::new(spec, &isolation, place.mechanisms(), jail::limits(spec), None);
-                Ok(Sandbox::new(Inside::Jail(jail), place, facts))
+                let sandbox = Sandbox::new(Inside::Jail(jail), place, facts);
+                *sandbox.up.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+                Ok(sandbox)
             }
         }
     }
@@ -311,6 +321,7 @@ impl Sandbox {
             memory_limit: known.memory_limit,
             limits: known.limits,
             told: AtomicU64::new(0),
+            waiting: Mutex::new(None),
         };
         Sandbox { inside, up: Arc::new(up), facts, place }
     }
@@ -470,12 +481,14 @@ impl Facts {
         Facts {
             grade,
             protection: Protection::new(spec, isolation, mechanisms),
-            wrapper,
             interpreter: match &spec.environment {
                 Environment::Code(interpreter) => Some(*interpreter),
                 Environment::Closure(closure) => Some(closure.metadata.interpreter),
-                Environment::Host | Environment::Artifact(_) => None,
+                // With a wrapper for code only the wrapper can run some.
+                Environment::Artifact(artifact) if wrapper.is_none() => Some(artifact.interpreter),
+                Environment::Host | Environment::Artifact(_) | Environment::Guest(_) => None,
             },
+            wrapper,
             user: spec.user.clone(),
             timeout_ms: spec.timeout.map(milliseconds),
             resource_limits: match grade {

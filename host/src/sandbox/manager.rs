@@ -10,7 +10,7 @@ use super::place::{self, PlaceError, Site};
 use super::pool::{self, Pool};
 use super::records::{Facts, Record, Records, RecordsError};
 use super::session::Makers;
-use super::spare::{self, Spare};
+use super::spare::{Sort, Spare};
 use super::{SandboxId, failpoint, runner};
 use crate::api::types::{
     Caller, CreateRequest, EventRecord, PoolInfo, RenewRequest, SandboxInfo, SandboxState,
@@ -18,7 +18,7 @@ use crate::api::types::{
 use crate::causes::in_full;
 use crate::config::Config;
 use crate::spec::protection::Protection;
-use crate::spec::{Grade, Spec, SpecError};
+use crate::spec::{Purpose, Spec, SpecError};
 use crate::sys::cgroup::PauseError;
 use crate::sys::clock;
 use firn_protocol::Exceeded;
@@ -95,14 +95,24 @@ pub(crate) enum OperationError {
         /// What was wanted.
         wanted: String,
     },
-    /// Its environment has no interpreter.
-    #[error("Environment '{0}' does not support sessions (no session_exec configured)")]
-    NoInterpreter(String),
+    /// The sandbox that it is to be in has other programs.
+    #[error(
+        "sandbox {sandbox} has the environment '{has}', not '{wanted}': leave the environment out, or name a language: \
+         python, shell or node"
+    )]
+    OtherEnvironment {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// What it has.
+        has: String,
+        /// What was wanted.
+        wanted: String,
+    },
     /// Its interpreter did not start.
     #[error("Failed to start session agent for '{environment}': {message}")]
     NotInterpreted {
         /// The environment.
-        environment: &'static str,
+        environment: String,
         /// Why not.
         message: String,
     },
@@ -242,7 +252,7 @@ impl Shared {
     }
 
     /// Where a spare of the pool may make its place. It is written down.
-    pub(super) fn spare_site(&self, grade: Grade) -> Result<Site, OperationError> {
+    pub(super) fn spare_site(&self, sort: Sort) -> Result<Site, OperationError> {
         let mut registry = self.registry();
         let id = registry.free_id()?;
         let now = clock::boot_ms();
@@ -253,7 +263,7 @@ impl Shared {
             state: SandboxState::Starting,
             doomed: false,
             boot: clock::boot_id(),
-            request: spare::request(grade),
+            request: sort.request(),
             facts: Facts { created_unix_ms: clock::unix_ms(), created_boot_ms: now, ..Facts::default() },
             remains: None,
         })?;
@@ -445,11 +455,11 @@ impl Manager {
     pub(crate) async fn create(
         &self,
         request: CreateRequest,
-        life: Life,
+        (life, purpose): (Life, Purpose),
         by: Option<Caller>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Handle, OperationError> {
-        let spec = Spec::asked(&request)?;
+        let spec = Spec::asked(&request)?.for_purpose(purpose)?;
         for share in &spec.shares {
             share.check_apart(&self.0.config).map_err(SpecError::from)?;
         }

@@ -12,10 +12,11 @@
 use super::SandboxId;
 use super::launch::LaunchError;
 use super::manager::{OperationError, Shared};
-use super::spare::{self, Spare};
+use super::spare::{Sort, Spare};
 use crate::api::types::{PoolInfo, PoolLevel};
 use crate::causes::in_full;
 use crate::config::PoolSize;
+use crate::env::Interpreter;
 use crate::spec::{Grade, Spec};
 use crate::sys::facts::host_facts;
 use crate::sys::kvm::KvmState;
@@ -33,6 +34,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 
 /// A guest that waits may have this part of the memory that is available, and no more.
 const PART_OF_MEMORY: u64 = 4;
+
+/// How long after a session another of its language is expected.
+const EXPECTED: Duration = Duration::from_secs(900);
 
 /// How many requests may wait for the pool. It answers at once.
 const WAITING: usize = 64;
@@ -69,7 +73,7 @@ impl Pool {
 
     /// A spare that fits, if there is one.
     pub(super) async fn take(&self, spec: &Spec) -> Option<Spare> {
-        if spec.grade == Grade::Jail && self.level.borrow().jail.ready == 0 {
+        if Sort::of(spec) == Sort::Jail && self.level.borrow().jail.ready == 0 {
             return None;
         }
         let (answer, answered) = oneshot::channel();
@@ -100,6 +104,8 @@ struct Filled {
     preparing: Option<Preparing>,
     /// Before this nothing is prepared.
     not_before: Instant,
+    /// The languages that sessions were made for, and until when another one is expected.
+    languages: Vec<(Interpreter, Instant)>,
 }
 
 /// Keeps the pool filled until `shared`'s daemon ends.
@@ -113,12 +119,15 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source) {
         spares: Vec::new(),
         preparing: None,
         not_before: Instant::now(),
+        languages: Vec::new(),
     };
     loop {
+        pool.unlearn().await;
         pool.fill();
         level.send_replace(pool.level());
         let due = pool.not_before;
         let wants = pool.preparing.is_none() && pool.missing().is_some();
+        let unlearned = pool.languages.iter().map(|(_, until)| *until).min();
         tokio::select! {
             biased;
             () = &mut released => break,
@@ -138,6 +147,7 @@ pub(super) async fn run(shared: Arc<Shared>, source: Source) {
                 pool.lose(spare).await;
             }
             () = tokio::time::sleep_until(due), if wants => {}
+            () = tokio::time::sleep_until(unlearned.unwrap_or(due)), if unlearned.is_some() => {}
         }
     }
     if let Some((id, preparing)) = pool.preparing.take() {
@@ -197,8 +207,31 @@ impl Filled {
         if wanted.grade == Grade::Vm && self.size.vm.is_none() {
             self.size.vm = Some(self.usual_vms());
         }
-        let index = self.spares.iter().position(|spare| spare.fits(wanted))?;
+        if let Sort::Code(interpreter) = Sort::of(wanted) {
+            self.languages.retain(|(known, _)| *known != interpreter);
+            self.languages.push((interpreter, Instant::now() + EXPECTED));
+        }
+        // One with its interpreter rather than one without.
+        let fitting =
+            |sort: Sort| self.spares.iter().position(|spare| spare.sort() == sort && spare.fits(wanted));
+        let index = fitting(Sort::of(wanted)).or_else(|| fitting(Sort::Jail))?;
         Some(self.spares.remove(index))
+    }
+
+    /// Ends the spares of languages that nobody has asked for.
+    async fn unlearn(&mut self) {
+        let now = Instant::now();
+        self.languages.retain(|(_, until)| *until > now);
+        let known = |spare: &Spare| match spare.sort() {
+            Sort::Code(interpreter) => self.languages.iter().any(|(known, _)| *known == interpreter),
+            Sort::Jail | Sort::Vm => true,
+        };
+        let (kept, unknown) = std::mem::take(&mut self.spares).into_iter().partition(known);
+        self.spares = kept;
+        let unknown: Vec<Spare> = unknown;
+        for spare in unknown {
+            end(&self.shared, spare).await;
+        }
     }
 
     /// How many guests there are to be when nobody says.
@@ -207,35 +240,41 @@ impl Filled {
         usize::from(matches!(kvm, KvmState::Usable { .. }))
     }
 
-    fn wanted(&self, grade: Grade) -> usize {
-        match grade {
-            Grade::Vm => self.size.vm.unwrap_or(0),
-            Grade::Jail => self.size.jail,
+    fn wanted(&self, sort: Sort) -> usize {
+        match sort {
+            Sort::Vm => self.size.vm.unwrap_or(0),
+            Sort::Jail => self.size.jail,
+            Sort::Code(_) => self.size.code,
         }
     }
 
-    fn ready(&self, grade: Grade) -> usize {
-        self.spares.iter().filter(|spare| spare.grade() == grade).count()
+    fn ready(&self, sort: Sort) -> usize {
+        self.spares.iter().filter(|spare| spare.sort() == sort).count()
     }
 
-    fn missing(&self) -> Option<Grade> {
-        // Jails first: they are there at once.
-        [Grade::Jail, Grade::Vm].into_iter().find(|grade| self.ready(*grade) < self.wanted(*grade))
+    /// All that there may be. Those that are there at once come first.
+    fn sorts(&self) -> impl Iterator<Item = Sort> {
+        let code = self.languages.iter().map(|(interpreter, _)| Sort::Code(*interpreter));
+        std::iter::once(Sort::Jail).chain(code).chain([Sort::Vm])
+    }
+
+    fn missing(&self) -> Option<Sort> {
+        self.sorts().find(|sort| self.ready(*sort) < self.wanted(*sort))
     }
 
     /// Begins to prepare what is missing.
     fn fill(&mut self) {
-        let Some(grade) = self.missing().filter(|_| self.preparing.is_none()) else { return };
+        let Some(sort) = self.missing().filter(|_| self.preparing.is_none()) else { return };
         if Instant::now() < self.not_before || self.shared.is_stopping() {
             return;
         }
-        if !has_memory(grade) {
-            tracing::info!(isolation = grade.name(), "no memory to spare for the pool");
+        if !has_memory(sort) {
+            tracing::info!(?sort, "no memory to spare for the pool");
             self.not_before = Instant::now() + PAUSE;
             return;
         }
-        let spec = Spec::asked(&spare::request(grade)).map_err(OperationError::from);
-        match spec.and_then(|spec| Ok((spec, self.shared.spare_site(grade)?))) {
+        let spec = sort.spec().map_err(OperationError::from);
+        match spec.and_then(|spec| Ok((spec, self.shared.spare_site(sort)?))) {
             Ok((spec, site)) => {
                 let (id, shared) = (site.id, Arc::clone(&self.shared));
                 let preparing = async move { Spare::prepare(&shared.config, spec, site).await };
@@ -267,17 +306,27 @@ impl Filled {
     }
 
     fn level(&self) -> PoolInfo {
-        let level = |grade| PoolLevel { wanted: self.wanted(grade) as u64, ready: self.ready(grade) as u64 };
-        PoolInfo { vm: level(Grade::Vm), jail: level(Grade::Jail) }
+        let level = |kind: fn(&Sort) -> bool| {
+            let sorts: Vec<Sort> = self.sorts().filter(kind).collect();
+            let count = |of: &dyn Fn(Sort) -> usize| sorts.iter().map(|sort| of(*sort) as u64).sum();
+            PoolLevel { wanted: count(&|sort| self.wanted(sort)), ready: count(&|sort| self.ready(sort)) }
+        };
+        PoolInfo {
+            vm: level(|sort| *sort == Sort::Vm),
+            jail: level(|sort| *sort == Sort::Jail),
+            code: level(|sort| matches!(sort, Sort::Code(_))),
+        }
     }
 }
 
 /// Whether there is memory to spare for one.
-fn has_memory(grade: Grade) -> bool {
-    let needed = match grade {
-        Grade::Vm => crate::spec::USUAL_MEMORY.0,
+fn has_memory(sort: Sort) -> bool {
+    let needed = match sort {
+        Sort::Vm => crate::spec::USUAL_MEMORY.0,
         // The agent and bubblewrap.
-        Grade::Jail => 16 << 20,
+        Sort::Jail => 16 << 20,
+        // Node takes 45 MB, the others 10.
+        Sort::Code(_) => 64 << 20,
     };
     // Where nobody says how much there is, nobody says that it is short.
     memory::available().is_none_or(|available| available / PART_OF_MEMORY >= needed)

@@ -14,13 +14,15 @@ use super::state::Operation;
 use crate::api::types::{
     Caller, CreateRequest, EvaluateRequest, InterpreterInfo, Isolation, SessionInfo, SessionRequest,
 };
-use crate::env::Interpreter;
+use crate::env::{HOST, Interpreter, Language, Takes, identity};
 use crate::guest::GuestError;
+use crate::spec::{Purpose, SpecError};
 use crate::sys::clock;
 use crate::view::WORKSPACE;
-use firn_protocol::{Driver, FailureCode, NotStarted, SessionCreate, SessionInterrupt, Text};
+use firn_protocol::{Driver, FailureCode, NotStarted, ResourceLimit, SessionCreate, SessionInterrupt, Text};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,16 +30,26 @@ use std::time::Duration;
 const USUAL_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const USUAL_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// What the agent calls the session of a sandbox that runs code once.
+/// What the audit log calls the session of a sandbox that runs code once.
 const ONCE: &str = "once";
+
+/// What the agent calls the session that a sandbox was made for: it may have been there before it was
+/// anybody's.
+const FIRST: &str = "first";
 
 /// What is written down of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Session {
-    /// What it is called, here and by the agent.
+    /// What it is called.
     pub(crate) name: String,
-    /// Its environment, by the name it has today.
+    /// What the agent calls it, if that is something else.
+    #[serde(default)]
+    inside: Option<String>,
+    /// What its environment calls itself.
     pub(crate) environment: String,
+    /// What tells that from all others. Absent, as in records of an older firn: its name does.
+    #[serde(default)]
+    identity: Option<Text>,
     /// What runs its code.
     pub(crate) interpreter: Interpreter,
     /// When it was made, for people.
@@ -101,14 +113,14 @@ fn check_name(name: &str) -> Result<(), OperationError> {
     }
 }
 
-/// The interpreter of an environment, by the name that a request has for it.
-fn interpreter_of(environment: Option<&str>) -> Result<Interpreter, OperationError> {
-    let name = environment.unwrap_or(crate::env::HOST);
-    Interpreter::of(name).ok_or_else(|| OperationError::NoInterpreter(name.to_owned()))
+/// The environment that a request for a sandbox names.
+fn named(request: &CreateRequest) -> &OsStr {
+    request.environment.as_ref().map_or(OsStr::new(HOST), Text::as_os_str)
 }
 
-fn environment_of(request: &CreateRequest) -> Option<&str> {
-    request.environment.as_ref().and_then(|name| name.as_os_str().to_str())
+/// What code in it is in.
+fn language_of(request: &CreateRequest) -> Result<Language, SpecError> {
+    Language::of(named(request))?.ok_or_else(|| SpecError::NoSessions(HOST.to_owned()))
 }
 
 impl Interpreter {
@@ -122,27 +134,38 @@ impl Interpreter {
 }
 
 impl Session {
-    fn new(name: &str, interpreter: Interpreter) -> Session {
+    fn new(name: &str, inside: &str, language: Language) -> Session {
+        let Language { environment, identity, interpreter } = language;
         Session {
             name: name.to_owned(),
-            environment: interpreter.environment().to_owned(),
+            inside: Some(inside.to_owned()),
+            environment,
+            identity: Some(identity.into()),
             interpreter,
             created_unix_ms: clock::unix_ms(),
             used_unix_ms: None,
         }
     }
 
+    /// What the agent calls it.
+    fn inside(&self) -> &str {
+        self.inside.as_ref().unwrap_or(&self.name)
+    }
+
     /// Whether it is what a request wants, which names no other sandbox's environment or isolation.
     fn check(&self, handle: &Handle, wanted: Option<&CreateRequest>) -> Result<(), OperationError> {
         let Some(wanted) = wanted else { return Ok(()) };
-        let interpreter = interpreter_of(environment_of(wanted))?;
-        if interpreter != self.interpreter {
-            return Err(OperationError::Bound {
-                session: self.name.clone(),
-                what: "environment",
-                to: self.environment.clone(),
-                wanted: interpreter.environment().to_owned(),
-            });
+        let own = self.identity.as_ref().map_or(OsStr::new(&self.environment), Text::as_os_str);
+        if identity(named(wanted)) != own {
+            let other = language_of(wanted)?;
+            // Two that call themselves the same are told apart by where they are.
+            let (to, wanted) = if other.environment == self.environment {
+                (own.to_string_lossy().into_owned(), other.identity.to_string_lossy().into_owned())
+            } else {
+                (self.environment.clone(), other.environment)
+            };
+            let session = self.name.clone();
+            return Err(OperationError::Bound { session, what: "environment", to, wanted });
         }
         let isolation = handle.isolation();
         match wanted.isolation {
@@ -154,6 +177,33 @@ impl Session {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+/// The session that a sandbox is made for, before anybody has asked for it.
+pub(super) fn first(
+    interpreter: Interpreter,
+    user: Option<String>,
+    limits: Vec<ResourceLimit>,
+) -> SessionCreate {
+    create(FIRST, interpreter, user, limits)
+}
+
+fn create(
+    inside: &str,
+    interpreter: Interpreter,
+    user: Option<String>,
+    resource_limits: Vec<ResourceLimit>,
+) -> SessionCreate {
+    SessionCreate {
+        session: inside.to_owned(),
+        driver: interpreter.driver(),
+        argv: vec![Text::from(interpreter.program())],
+        cwd: Some(Text::from(WORKSPACE)),
+        env: Vec::new(),
+        user,
+        max_output_bytes: None,
+        resource_limits,
     }
 }
 
@@ -202,8 +252,8 @@ impl Manager {
         match (sandbox, within) {
             (Some(sandbox), None) => self.make_session(&name, sandbox, max_output_bytes, by, progress).await,
             (None, Some(within)) => {
-                let session = Session::new(&name, interpreter_of(environment.as_deref())?);
                 let handle = self.find(&within)?;
+                let session = Session::new(&name, &name, handle.language(environment.as_deref())?);
                 handle.start_session(&session, max_output_bytes, by).await?;
                 Ok(Found { handle, session, created: true })
             }
@@ -211,11 +261,6 @@ impl Manager {
                 "a session is either in a sandbox of its own or `within` one",
             )),
         }
-    }
-
-    /// Whether code can be run in such a sandbox, before there is one.
-    pub(crate) fn check_code(&self, sandbox: &CreateRequest) -> Result<(), OperationError> {
-        interpreter_of(environment_of(sandbox)).map(drop)
     }
 
     async fn make_session(
@@ -226,12 +271,12 @@ impl Manager {
         by: Option<Caller>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Found, OperationError> {
-        let session = Session::new(name, interpreter_of(environment_of(&sandbox))?);
+        let session = Session::new(name, FIRST, language_of(&sandbox)?);
         let usual = |time: Duration| u64::try_from(time.as_millis()).ok();
         sandbox.idle_timeout_ms = sandbox.idle_timeout_ms.or(usual(USUAL_IDLE_TIMEOUT));
         sandbox.lifetime_ms = sandbox.lifetime_ms.or(usual(USUAL_LIFETIME));
         sandbox.description = sandbox.description.or_else(|| Some(format!("session {name}")));
-        let handle = self.create(sandbox, Life::Session, by, progress).await?;
+        let handle = self.create(sandbox, (Life::Session, Purpose::Sessions), by, progress).await?;
         // Whoever does not wait for it has no name for it.
         let abandoned = Abandoned::new(&handle);
         handle.start_session(&session, most_output, by).await?;
@@ -276,7 +321,8 @@ impl Found {
         let mut info = self.info();
         if self.handle.0.admit(Operation::Use).is_ok() {
             let (mut connection, _activity) = self.handle.connect().await?;
-            let known = connection.session(&self.session.name).await.map_err(|error| self.failed(error))?;
+            let known =
+                connection.session(self.session.inside()).await.map_err(|error| self.failed(error))?;
             info.interpreter = Some(InterpreterInfo {
                 pid: known.pid,
                 memory_bytes: known.rss_bytes,
@@ -301,13 +347,14 @@ impl Found {
         {
             session.used_unix_ms = Some(clock::unix_ms());
         }
-        Command::evaluate(&self.handle.0, &self.session.name, request, by).await
+        let Session { name, .. } = &self.session;
+        Command::evaluate(&self.handle.0, (name, self.session.inside()), request, by).await
     }
 
     /// Ends what it runs, and says whether it ran something.
     pub(crate) async fn interrupt(&self, grace_ms: Option<u64>) -> Result<bool, OperationError> {
         let (mut connection, _activity) = self.handle.connect().await?;
-        let asked = SessionInterrupt { session: self.session.name.clone(), run: None, grace_ms };
+        let asked = SessionInterrupt { session: self.session.inside().to_owned(), run: None, grace_ms };
         let ended = connection.interrupt(asked).await.map_err(|error| self.failed(error))?;
         Ok(ended.is_some())
     }
@@ -321,7 +368,7 @@ impl Found {
             return self.handle.destroy(by).await;
         }
         let (mut connection, _activity) = self.handle.connect().await?;
-        match connection.close_session(&self.session.name).await {
+        match connection.close_session(self.session.inside()).await {
             // It is not there, which is what was wanted.
             Err(GuestError::Refused { failure, .. }) if failure.code == FailureCode::NotFound => {}
             closed => closed.map_err(|error| self.failed(error))?,
@@ -345,6 +392,24 @@ impl Handle {
         self.info().isolation
     }
 
+    /// What code of a session in it is in: what its environment says, or the language that is named.
+    fn language(&self, wanted: Option<&str>) -> Result<Language, OperationError> {
+        let request = &self.0.request;
+        let Some(wanted) = wanted else { return Ok(language_of(request)?) };
+        if let Some(language) = Interpreter::of(wanted) {
+            return Ok(language.into());
+        }
+        let own = named(request);
+        if identity(OsStr::new(wanted)) == identity(own) {
+            return Ok(language_of(request)?);
+        }
+        Err(OperationError::OtherEnvironment {
+            sandbox: self.id(),
+            has: own.to_string_lossy().into_owned(),
+            wanted: wanted.to_owned(),
+        })
+    }
+
     /// Has the agent start a session, and writes it down.
     async fn start_session(
         &self,
@@ -352,7 +417,8 @@ impl Handle {
         most_output: Option<u64>,
         by: Option<Caller>,
     ) -> Result<(), OperationError> {
-        self.start_interpreter(&session.name, session.interpreter, most_output).await?;
+        self.start_interpreter(session.inside(), &session.environment, session.interpreter, most_output)
+            .await?;
         let entry = &self.0;
         entry.written().facts.sessions.push(session.clone());
         entry.save_facts()?;
@@ -365,31 +431,44 @@ impl Handle {
 
     async fn start_interpreter(
         &self,
-        name: &str,
+        inside: &str,
+        environment: &str,
         interpreter: Interpreter,
         most_output: Option<u64>,
     ) -> Result<(), OperationError> {
         let entry: &Arc<Entry> = &self.0;
         let up = entry.admit(Operation::Use)?;
-        if let Some(wrapper) = &up.wrapper {
-            return Err(OperationError::NoInterpreter(wrapper.environment.clone()));
-        }
-        let create = SessionCreate {
-            session: name.to_owned(),
-            driver: interpreter.driver(),
-            argv: vec![Text::from(interpreter.program())],
-            cwd: Some(Text::from(WORKSPACE)),
-            env: Vec::new(),
-            user: up.user.clone(),
-            max_output_bytes: most_output,
-            resource_limits: up.resource_limits.clone(),
+        let env = match &up.wrapper {
+            // An interpreter that lives on is not what it runs.
+            Some(wrapper) if wrapper.takes == Takes::Code => {
+                return Err(SpecError::NoSessions(wrapper.environment.clone()).into());
+            }
+            Some(wrapper) => wrapper.variables.clone(),
+            None => Vec::new(),
         };
         let (mut connection, _activity) = self.connect().await?;
+        let waiting = up.waiting.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| inside == FIRST);
+        if let Some(waiting) = waiting {
+            if waiting == interpreter && most_output.is_none() {
+                up.dialer.keep(connection);
+                return Ok(());
+            }
+            let closed = connection.close_session(FIRST).await;
+            closed.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))?;
+        }
+        let create = SessionCreate {
+            max_output_bytes: most_output,
+            env,
+            ..create(inside, interpreter, up.user.clone(), up.resource_limits.clone())
+        };
         let created = connection.create_session(create).await;
         match created.map_err(|error| OperationError::Sandbox(Arc::new(error.into())))? {
-            Ok(_known) => Ok(()),
+            Ok(_known) => {
+                up.dialer.keep(connection);
+                Ok(())
+            }
             Err(NotStarted { message, .. }) => {
-                Err(OperationError::NotInterpreted { environment: interpreter.environment(), message })
+                Err(OperationError::NotInterpreted { environment: environment.to_owned(), message })
             }
         }
     }
@@ -400,9 +479,10 @@ impl Handle {
         request: EvaluateRequest,
         by: Option<Caller>,
     ) -> Result<Command, OperationError> {
-        let interpreter = interpreter_of(request.sandbox.as_ref().and_then(environment_of))?;
-        self.start_interpreter(ONCE, interpreter, None).await?;
-        Command::evaluate(&self.0, ONCE, request, by).await
+        let Language { environment, interpreter, .. } =
+            language_of(request.sandbox.as_ref().unwrap_or(&CreateRequest::default()))?;
+        self.start_interpreter(FIRST, &environment, interpreter, None).await?;
+        Command::evaluate(&self.0, (ONCE, FIRST), request, by).await
     }
 
     fn session_info(&self, session: &Session) -> SessionInfo {
@@ -411,6 +491,7 @@ impl Handle {
         SessionInfo {
             name: session.name.clone(),
             environment: session.environment.clone(),
+            language: session.interpreter.language().to_owned(),
             isolation: sandbox.isolation,
             sandbox: sandbox.session_id,
             own_sandbox,

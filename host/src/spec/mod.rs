@@ -6,7 +6,7 @@ mod size;
 pub(crate) use size::Size;
 
 use crate::api::types::{self, CreateRequest};
-use crate::env::{Environment, EnvironmentError, PROJECT, packages};
+use crate::env::{Environment, EnvironmentError, HOST, PROJECT, Store, packages};
 use crate::sys::limits::{Cpus, NotCpus};
 use crate::view::{Share, ShareError, WORKSPACE};
 use firn_protocol::{Access, MAX_CODE};
@@ -41,6 +41,10 @@ pub(crate) struct Spec {
     pub(crate) degraded: Degraded,
     /// The programs it has.
     pub(crate) environment: Environment,
+    /// How much of the Nix store it sees, if its environment is of store paths.
+    pub(crate) store: Store,
+    /// What is run in it.
+    pub(crate) purpose: Purpose,
     /// Processors, when a number was named.
     pub(crate) cpus: Option<Cpus>,
     /// Memory.
@@ -68,6 +72,15 @@ pub(crate) enum Degraded {
     Refused,
     /// The caller allowed the weaker one by name.
     Allowed,
+}
+
+/// What a sandbox is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Whatever is asked for: commands, and sessions beside them.
+    Commands,
+    /// Sessions, of its environment's interpreter.
+    Sessions,
 }
 
 /// The two ways to isolate.
@@ -168,6 +181,30 @@ pub(crate) enum SpecError {
         /// What can be done.
         instead: &'static str,
     },
+    /// Its environment has no interpreter that lives on.
+    #[error("Environment '{0}' does not support sessions (no session_exec configured)")]
+    NoSessions(String),
+    /// Its environment does not have the interpreter that it claims.
+    #[error(
+        "the environment {environment} has no {program}, which its sessions need: add it to its packages"
+    )]
+    NoProgram {
+        /// The environment.
+        environment: String,
+        /// The interpreter.
+        program: &'static str,
+    },
+    /// An artifact's wrapper makes a jail.
+    #[error("the environment {0} makes the jail for its sessions itself: ask for one, with --isolation jail")]
+    SessionsInVm(String),
+    /// Its kernel could not run in one.
+    #[error("the environment {0} is a guest with a kernel of its own, for --isolation vm")]
+    GuestInJail(String),
+    /// Nothing of firn's limits it.
+    #[error(
+        "--disk cannot be given to the guest {0}: what it writes is in its own memory, which --memory limits"
+    )]
+    GuestsDisk(String),
     /// More than the agent takes.
     #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
     Code(usize),
@@ -207,14 +244,15 @@ impl Spec {
         };
         let memory = request.memory_bytes.map(Size).unwrap_or(match &environment {
             Environment::Host | Environment::Code(_) => USUAL_MEMORY,
+            Environment::Guest(guest) => USUAL_MEMORY.max(Size(guest.least_memory())),
             Environment::Artifact(artifact) => Size(artifact.memory),
             Environment::Closure(closure) => Size(closure.metadata.memory),
         });
         let mut shares = Vec::new();
         if let Some(workspace) = &request.workspace {
             let target = match &environment {
-                Environment::Host | Environment::Code(_) | Environment::Closure(_) => WORKSPACE,
                 Environment::Artifact(_) => PROJECT,
+                _ => WORKSPACE,
             };
             shares.push(Share::workspace(absolute(workspace.host.as_path())?, workspace.access, target)?);
         }
@@ -223,7 +261,7 @@ impl Spec {
             shares.push(Share::mount(host, mount.target.as_path(), mount.access)?);
         }
         let timeout = match &environment {
-            Environment::Host | Environment::Code(_) => None,
+            Environment::Host | Environment::Code(_) | Environment::Guest(_) => None,
             Environment::Artifact(artifact) => Some(artifact.timeout),
             Environment::Closure(closure) => Some(closure.metadata.timeout),
         };
@@ -231,6 +269,8 @@ impl Spec {
             grade: request.isolation.map_or(Grade::Vm, Grade::from),
             degraded: if request.allow_degraded { Degraded::Allowed } else { Degraded::Refused },
             environment,
+            store: request.store.map_or(Store::Closure, Store::from),
+            purpose: Purpose::Commands,
             cpus: request.cpus.as_deref().map(str::parse).transpose()?,
             memory,
             disk: Size(request.disk_bytes.unwrap_or(memory.0 / 2)),
@@ -242,7 +282,36 @@ impl Spec {
             vmm: request.vmm.map(VmmKind::from),
         };
         spec.check_artifact(request)?;
+        spec.check_guest(request)?;
         spec.check()
+    }
+
+    /// The same for this purpose, which its environment has to be fit for.
+    pub(crate) fn for_purpose(self, purpose: Purpose) -> Result<Spec, SpecError> {
+        if purpose == Purpose::Sessions {
+            match &self.environment {
+                Environment::Host => return Err(SpecError::NoSessions(HOST.to_owned())),
+                Environment::Guest(guest) => {
+                    return Err(SpecError::NoSessions(guest.name().to_owned()));
+                }
+                Environment::Code(_) => {}
+                Environment::Closure(closure) => {
+                    let program = closure.metadata.interpreter.program();
+                    if !closure.has(program) {
+                        let environment = closure.metadata.name.clone();
+                        return Err(SpecError::NoProgram { environment, program });
+                    }
+                }
+                Environment::Artifact(artifact) if artifact.session_run.is_none() => {
+                    return Err(SpecError::NoSessions(artifact.name.clone()));
+                }
+                Environment::Artifact(artifact) if self.grade == Grade::Vm => {
+                    return Err(SpecError::SessionsInVm(artifact.name.clone()));
+                }
+                Environment::Artifact(_) => {}
+            }
+        }
+        Ok(Spec { purpose, ..self })
     }
 
     /// A wrapper makes its surroundings itself.
@@ -253,6 +322,7 @@ impl Spec {
             (request.user.is_some(), "--user", ""),
             (request.disk_bytes.is_some() && self.grade == Grade::Jail, "--disk", ""),
             (!request.mounts.is_empty(), "--mount", ": it takes a project, as -w PATH:ro"),
+            (request.store.is_some(), "--store", ""),
             (writable, "a writable --workspace", ": it takes a project to read, as -w PATH:ro"),
         ] {
             if given {
@@ -260,6 +330,25 @@ impl Spec {
             }
         }
         Ok(())
+    }
+
+    /// A guest image brings its own kernel, init and root.
+    fn check_guest(&self, request: &CreateRequest) -> Result<(), SpecError> {
+        let Environment::Guest(guest) = &self.environment else { return Ok(()) };
+        let (environment, least) = (guest.name().to_owned(), Size(guest.least_memory()));
+        match self.grade {
+            Grade::Jail => Err(SpecError::GuestInJail(environment)),
+            Grade::Vm if request.disk_bytes.is_some() => Err(SpecError::GuestsDisk(environment)),
+            Grade::Vm if self.memory < least => {
+                Err(SpecError::Memory { grade: "vm with this guest image", least, asked: self.memory })
+            }
+            Grade::Vm => Ok(()),
+        }
+    }
+
+    /// Whether a jail will do where no vm can be had.
+    pub(crate) fn may_be_jail(&self) -> bool {
+        self.degraded == Degraded::Allowed && !matches!(self.environment, Environment::Guest(_))
     }
 
     /// Checks what can be checked without looking at the host.
@@ -327,6 +416,24 @@ impl From<Grade> for types::Isolation {
         match grade {
             Grade::Jail => types::Isolation::Jail,
             Grade::Vm => types::Isolation::Vm,
+        }
+    }
+}
+
+impl From<types::Store> for Store {
+    fn from(store: types::Store) -> Store {
+        match store {
+            types::Store::Closure => Store::Closure,
+            types::Store::Host => Store::Host,
+        }
+    }
+}
+
+impl From<Store> for types::Store {
+    fn from(store: Store) -> types::Store {
+        match store {
+            Store::Closure => types::Store::Closure,
+            Store::Host => types::Store::Host,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What protects the host from a sandbox: as it was asked for, and as it is in force.
 
 use super::{Grade, Size, Spec};
+use crate::env::Environment;
 use crate::sys::limits::{Mechanism, Mechanisms};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,9 @@ struct IsolationReport {
     vmm: Option<Word>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accelerator: Option<Word>,
+    /// The guest image that was asked for and is booted. Absent: the lean guest, or no guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<Word>,
     degraded: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -171,6 +175,10 @@ impl Protection {
         let environment_made = matches!(isolation, Isolation::Jail { maker: Maker::Environment, .. });
         // In a vm the guest's kernel keeps them: it has no more to give.
         let guest = isolation.grade() == Grade::Vm;
+        let image = match &spec.environment {
+            Environment::Guest(guest) => Some(guest.name().to_owned()),
+            _ => None,
+        };
         let by = |mechanism| if guest { "guest" } else { keeper(mechanism) };
         Protection {
             isolation: IsolationReport {
@@ -178,6 +186,7 @@ impl Protection {
                 effective: isolation.grade().name().into(),
                 vmm: vmm.map(Word::from),
                 accelerator: accelerator.map(Word::from),
+                image: image.clone().map(Word::from),
                 degraded: isolation.is_degraded(),
                 reason,
             },
@@ -188,7 +197,11 @@ impl Protection {
             limits: Limits {
                 memory: Bound::new(spec.memory.0, by(mechanisms.memory)),
                 processes: Bound::new(spec.processes, by(mechanisms.processes)),
-                disk: Bound::new(spec.disk.0, if environment_made { NOBODY } else { "tmpfs" }),
+                // The root of a guest image is that image's, in the guest's memory.
+                disk: Bound::new(
+                    spec.disk.0,
+                    if environment_made || image.is_some() { NOBODY } else { "tmpfs" },
+                ),
                 cpus: spec.cpus.map(|cpus| Bound::new(cpus.number(), by(mechanisms.cpus))),
                 time: spec.timeout.map(|timeout| Bound::new(milliseconds(timeout), AGENT)),
                 output: spec.output.map(|size| Bound::new(size.0, AGENT)),
@@ -254,7 +267,8 @@ impl Protection {
 
     /// What was asked for and what was given, in words: names and values, for people.
     pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
-        let IsolationReport { requested, effective, vmm, accelerator, degraded, reason } = &self.isolation;
+        let IsolationReport { requested, effective, vmm, accelerator, image, degraded, reason } =
+            &self.isolation;
         let both = |asked: &str, given: &str| match asked == given {
             true => given.to_owned(),
             false => format!("{given}, {asked} asked for"),
@@ -264,6 +278,7 @@ impl Protection {
         let degraded = if *degraded { ", degraded" } else { "" };
         let mut rows = vec![("Isolated by:", both(requested, effective) + &how + degraded)];
         rows.extend(reason.clone().map(|reason| ("Because:", reason)));
+        rows.extend(image.as_ref().map(|image| ("Guest:", image.to_string())));
         rows.push(("Network is:", both(&self.network.requested, &self.network.effective)));
         let Limits { memory, processes, disk, cpus, time, output } = &self.limits;
         let of = |shown: String, by: &str| match by {
@@ -284,9 +299,10 @@ impl Protection {
 
     /// In words, for people.
     pub(crate) fn describe(&self) -> String {
-        let IsolationReport { requested, effective, vmm, accelerator, degraded, .. } = &self.isolation;
+        let IsolationReport { requested, effective, vmm, accelerator, image, degraded, .. } = &self.isolation;
+        let booted = image.as_ref().map(|image| format!(", guest {image}")).unwrap_or_default();
         let how = match (vmm, accelerator) {
-            (Some(vmm), Some(accelerator)) => format!(" ({vmm}, {accelerator})"),
+            (Some(vmm), Some(accelerator)) => format!(" ({vmm}, {accelerator}{booted})"),
             _ => String::new(),
         };
         let degraded = if *degraded { ", degraded" } else { "" };

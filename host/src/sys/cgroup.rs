@@ -9,6 +9,7 @@
 //! needed: `pids` always, to kill by, one for each limit, and one to freeze by. A user who may make none that limit
 //! asks the user's service manager for one: a scope.
 
+mod counters;
 mod dir;
 mod entry;
 mod freezer;
@@ -27,11 +28,13 @@ pub(crate) use scope::Wrapped;
 pub(crate) use usage::Usage;
 
 use crate::sys::limits::{CPU_PERIOD, Events, Limits};
+use counters::Counters;
 use dir::{Dir, Setting, counter, write};
 use scope::Scope;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A sandbox's group, or the absence of one.
@@ -40,6 +43,8 @@ pub(crate) struct Cgroup {
     dirs: Vec<Dir>,
     /// Who makes the folder, where we cannot.
     scope: Option<Scope>,
+    /// Once they were asked for.
+    counters: OnceLock<Counters>,
 }
 
 /// A limit that no folder has a file for is none.
@@ -60,12 +65,12 @@ impl Cgroup {
     /// The group in these folders, whether they are there or not.
     pub(crate) fn at(paths: Vec<PathBuf>) -> Cgroup {
         let dirs = paths.into_iter().map(|path| Dir { path, ..Dir::default() }).collect();
-        Cgroup { dirs, scope: None }
+        Cgroup { dirs, ..Cgroup::default() }
     }
 
     fn managed(scope: Scope) -> Cgroup {
         let dirs = vec![Dir { path: scope.path.clone(), ..Dir::default() }];
-        Cgroup { dirs, scope: Some(scope) }
+        Cgroup { dirs, scope: Some(scope), ..Cgroup::default() }
     }
 
     /// Makes the group and sets its limits. A scope is made by the first process that is started in
@@ -153,13 +158,9 @@ impl Cgroup {
         Ok(None)
     }
 
-    /// What it has counted since it was made.
+    /// What it has counted since it was made. To be asked when it is there.
     pub(crate) fn events(&self) -> Events {
-        let first = |read: &dyn Fn(&Dir) -> Option<u64>| self.dirs.iter().find_map(read).unwrap_or_default();
-        Events {
-            memory_kills: first(&Dir::memory_kills),
-            processes_refused: first(&|dir| dir.counter("pids.events", "max")),
-        }
+        self.counters.get_or_init(|| Counters::open(&self.dirs)).read()
     }
 
     /// After [`Cgroup::destroy`] of a group whose owner was killed: has others forget it too.

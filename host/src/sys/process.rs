@@ -15,11 +15,11 @@
 
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
-use crate::sys::idmap::{self, Staged};
 use crate::sys::pidfd::Process;
 pub(crate) use crate::sys::pidfd::ProcessId;
 pub(crate) use crate::sys::spawn::Pids;
 use crate::sys::spawn::Program;
+use crate::sys::staging::{self, Staged};
 use crate::sys::tail::{Tail, make_fifo, open_fifo};
 use serde::Deserialize;
 use std::ffi::{CString, OsString};
@@ -76,10 +76,14 @@ pub(crate) struct HelperCommand {
     pub(crate) program: PathBuf,
     /// Its arguments.
     pub(crate) args: Vec<OsString>,
+    /// Its environment, all of it.
+    pub(crate) variables: Vec<(&'static str, OsString)>,
     /// Who it runs as.
     pub(crate) identity: Identity,
     /// Descriptors it inherits under the same numbers. All others stay ours.
     pub(crate) fds: Vec<OwnedFd>,
+    /// What it inherits as descriptor 3, where a program looks that is handed one socket (`sd_listen_fds`(3)).
+    pub(crate) third: Option<OwnedFd>,
     /// What is mounted for it alone before it starts.
     pub(crate) staged: Vec<Staged>,
     /// Its working directory: where it belongs, not where the caller happens to be.
@@ -228,24 +232,29 @@ impl HelperCommand {
     }
 
     fn spawn(self, station: Station<'_>, log: OwnedFd) -> io::Result<Process> {
-        let HelperCommand { role, program, args, identity, fds, staged, folder, pids, reports: _ } = self;
+        let HelperCommand {
+            role, program, args, variables, identity, fds, third, staged, folder, pids, ..
+        } = self;
         let Wrapped { program, args, variable } = station.cgroup.wrap(program, args);
         let entry = station.cgroup.entry()?;
-        let staged: Vec<_> = staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>()?;
+        let staged = staging::prepare(staged)?;
         let folder = CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let null = File::open("/dev/null")?;
-        let env = variable.map(|(name, value)| {
-            let mut variable = OsString::from(name);
-            variable.push("=");
-            variable.push(value);
-            variable
-        });
+        let env = variables.into_iter().chain(variable.map(|(name, value)| (name, value.into()))).map(
+            |(name, value)| {
+                let mut variable = OsString::from(name);
+                variable.push("=");
+                variable.push(value);
+                variable
+            },
+        );
         let start = Program {
             path: program,
             args,
-            env: env.into_iter().collect(),
+            env: env.collect(),
             stdio: [null.into(), log.try_clone()?, log],
+            third,
             pids,
         };
         // SAFETY: only system calls are made, on values that were prepared before.
@@ -259,7 +268,7 @@ impl HelperCommand {
                     if libc::chdir(folder.as_ptr()) != 0 {
                         return Err(io::Error::last_os_error());
                     }
-                    idmap::attach(&staged)?;
+                    staging::attach(&staged)?;
                     raise_file_limit();
                     forbid_core_files();
                     become_identity(identity)?;

@@ -1,7 +1,9 @@
 //! Unix sockets in the folders of sandboxes.
 
 use crate::sys::identity::Identity;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::Mode;
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -26,6 +28,12 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 
+/// Whether whoever is at the other end is still there, and has said nothing that was not read.
+pub(crate) fn is_quiet(stream: &UnixStream) -> bool {
+    let waiting = recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+    matches!(waiting, Err(Errno::EAGAIN))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +48,18 @@ mod tests {
         assert!(connect(&link).await.is_err());
         assert_eq!(connect(&dir.path().join("none")).await.unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(std::fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_quiet_until_something_is_said_or_it_ends() {
+        use tokio::io::AsyncWriteExt as _;
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert!(is_quiet(&ours));
+        theirs.write_all(b"x").await.unwrap();
+        assert!(!is_quiet(&ours));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(!is_quiet(&ours));
     }
 }

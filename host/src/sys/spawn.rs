@@ -76,6 +76,8 @@ pub(super) struct Program {
     pub(super) env: Vec<OsString>,
     /// Its stdin, stdout and stderr.
     pub(super) stdio: [OwnedFd; 3],
+    /// Its descriptor 3, if it is to have one.
+    pub(super) third: Option<OwnedFd>,
     /// Its place among processes.
     pub(super) pids: Pids,
 }
@@ -110,7 +112,7 @@ impl Program {
         record: impl FnOnce(ProcessId) -> io::Result<()>,
         prepare: impl FnOnce(Born) -> io::Result<()>,
     ) -> io::Result<Process> {
-        let Program { path, args, env, stdio, pids } = self;
+        let Program { path, args, env, stdio, third, pids } = self;
         let path = c_string(path.into())?;
         let args: Vec<CString> = args.into_iter().map(c_string).collect::<io::Result<_>>()?;
         let env: Vec<CString> = env.into_iter().map(c_string).collect::<io::Result<_>>()?;
@@ -134,7 +136,8 @@ impl Program {
                         wait_for_go(&theirs, &starter)
                     };
                     // SAFETY: as said.
-                    let failure = unsafe { become_program(&path, &argv, &envp, &stdio, prepare) };
+                    let failure =
+                        unsafe { become_program(&path, &argv, &envp, (&stdio, third.as_ref()), prepare) };
                     let _ = send(&theirs, &errno(&failure));
                 }
                 Ok(_newborn) => {}
@@ -145,7 +148,7 @@ impl Program {
         };
         // SAFETY: what it does is said above.
         let intermediate = unsafe { in_passing(bear)? };
-        drop((theirs, stdio));
+        drop((theirs, stdio, third));
         collect(intermediate);
         let mut report = [0; REPORT];
         match read_all(&line, &mut report)? {
@@ -330,7 +333,7 @@ unsafe fn become_program(
     path: &CString,
     argv: &[*const c_char],
     envp: &[*const c_char],
-    stdio: &[OwnedFd; 3],
+    (stdio, third): (&[OwnedFd; 3], Option<&OwnedFd>),
     prepare: impl FnOnce() -> io::Result<()>,
 ) -> io::Error {
     for (number, fd) in (0..).zip(stdio) {
@@ -350,9 +353,27 @@ unsafe fn become_program(
     if let Err(error) = prepare() {
         return error;
     }
+    if let Some(third) = third
+        && let Err(error) = become_third(third)
+    {
+        return error;
+    }
     // SAFETY: by this function's contract.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// Makes it descriptor 3, whatever that is: all that had to be said on it is said. Async-signal-safe.
+fn become_third(fd: &OwnedFd) -> io::Result<()> {
+    const THIRD: libc::c_int = 3;
+    // SAFETY: plain system calls on numbers. The copy is open in the program; what is it already, is not copied.
+    let done = unsafe {
+        match fd.as_raw_fd() {
+            THIRD => libc::fcntl(THIRD, libc::F_SETFD, 0),
+            other => libc::dup2(other, THIRD),
+        }
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Reads until `room` is full or there is no more.
@@ -391,6 +412,7 @@ pub(super) mod tests {
             args: args.iter().map(OsString::from).collect(),
             env: vec!["A=b c".into()],
             stdio: [null(), write.into(), null()],
+            third: None,
             pids: Pids::Shared,
         };
         (program, read)
@@ -486,6 +508,17 @@ pub(super) mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         assert!(!dir.path().join("ran").exists());
+    }
+
+    #[tokio::test]
+    async fn a_program_finds_what_it_is_handed_as_descriptor_3() {
+        let (mut cat, output) = program("/bin/sh", &["-c", "cat <&3"]);
+        let (read, mut write) = std::io::pipe().unwrap();
+        io::Write::write_all(&mut write, b"handed").unwrap();
+        drop(write);
+        cat.third = Some(read.into());
+        start(cat).unwrap().ended().await.unwrap();
+        assert_eq!(rest(output), "handed");
     }
 
     #[tokio::test]

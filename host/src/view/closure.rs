@@ -2,18 +2,36 @@
 
 use super::Entry;
 use super::host::{files, folders};
-use crate::env::{Closure, STORE};
-use std::path::Path;
+use crate::env::{Closure, STORE, Store};
+use std::path::{Path, PathBuf};
 
 /// Where certificates are looked for, by what was built for Nix and by what was not.
 const CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"];
 
+/// The tree of a guest that has everything else itself: these paths of the store.
+pub(crate) fn store_of(paths: &[PathBuf]) -> Vec<Entry> {
+    let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
+    vec![folder("/nix"), folder(STORE), Entry::Store(paths.to_owned())]
+}
+/// Where Nix has its database.
+const DATABASE: &str = "/nix/var/nix/db";
+
 /// The tree of an environment's programs, for a sandbox called `hostname`.
-pub(crate) fn closure_tools(closure: &Closure, hostname: &str) -> Vec<Entry> {
+pub(crate) fn closure_tools(closure: &Closure, store: Store, hostname: &str) -> Vec<Entry> {
     let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
     let mut tree: Vec<Entry> = folders().collect();
-    tree.extend(["/usr", "/nix", STORE].map(folder));
-    tree.push(Entry::Store(closure.paths.clone()));
+    tree.push(folder("/usr"));
+    match store {
+        Store::Closure => tree.extend(store_of(&closure.paths)),
+        Store::Host => {
+            tree.extend([folder("/nix"), folder(STORE)]);
+            tree.push(Entry::Bind { from: STORE.into(), path: STORE.into() });
+        }
+    }
+    if let Some(database) = &closure.database {
+        tree.extend(["/nix/var", "/nix/var/nix"].map(folder));
+        tree.push(Entry::Bind { from: database.clone(), path: DATABASE.into() });
+    }
     let programs = closure.programs.as_path();
     let there = |name: &Path| Some(programs.join(name)).filter(|path| path.exists());
     for (path, name) in [("/bin", "bin"), ("/usr/bin", "bin"), ("/usr/lib", "lib"), ("/usr/share", "share")] {

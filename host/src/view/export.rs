@@ -6,6 +6,7 @@
 //! nor a link in a share leads anywhere else.
 
 use super::View;
+use crate::env::STORE;
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::identity::{self, Identity};
 use crate::sys::process::{Helper, ProcessError, ProcessId, Role, Station};
@@ -15,10 +16,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The virtiofs tag of the read-only tree.
+/// The virtiofs tag of the read-only tree, and the socket of whatever is exported in its place.
 pub(crate) const BASE_TAG: &str = "base";
 
-/// The virtiofs tag of the caller's folders.
+/// The virtiofs tag of the caller's folders, and the socket.
 pub(crate) const SHARES_TAG: &str = "shares";
 
 /// Where an export's tree is in its namespace.
@@ -42,8 +43,10 @@ pub(crate) struct Exporter<'a> {
 /// A running export.
 #[derive(Debug)]
 pub(crate) struct Export {
-    /// Its virtiofs tag, and the name of the vhost-user socket the VMM connects to. It listens.
-    pub(crate) tag: &'static str,
+    /// Its virtiofs tag, which whoever connects it to a guest has to know.
+    pub(crate) tag: String,
+    /// The name of the vhost-user socket the VMM connects to. It listens.
+    pub(crate) socket: &'static str,
     /// The `virtiofsd` behind it.
     pub(crate) helper: Helper,
 }
@@ -71,12 +74,22 @@ pub(crate) enum ExportError {
 impl Exporter<'_> {
     /// Exports the read-only tree of `view`. In the guest everything in it belongs to root.
     pub(crate) fn base(&self, view: &View) -> Result<Export, ExportError> {
+        self.read_only(view, BASE_TAG, Path::new(TREE))
+    }
+
+    /// Exports what the read-only tree of `view` has of the store, as the store. In place of the tree.
+    pub(crate) fn store(&self, view: &View, tag: &str) -> Result<Export, ExportError> {
+        self.read_only(view, tag, &super::below(Path::new(TREE), Path::new(STORE)))
+    }
+
+    fn read_only(&self, view: &View, tag: &str, top: &Path) -> Result<Export, ExportError> {
         let mut namespace = Bubblewrap::new(self.bwrap, self.identity);
         namespace.in_folder(self.sockets);
         view.build(&mut namespace, Path::new(TREE)).map_err(ExportError::Prepare)?;
         let flags = ["--readonly", "--cache=always"].map(OsString::from);
         let ids = ["uid", "gid"].map(|id| format!("--translate-{id}=squash-host:0:0:4294967295").into());
-        self.start(BASE_TAG, namespace, flags.into_iter().chain(ids).collect())
+        let what = What { tag, socket: BASE_TAG, top };
+        self.start(&what, namespace, flags.into_iter().chain(ids).collect())
     }
 
     /// Exports the caller's folders, if there are any. In the guest what is the caller's belongs to
@@ -110,24 +123,27 @@ impl Exporter<'_> {
             ]
         });
         let flags = std::iter::once(OsString::from("--cache=auto")).chain(ids).collect();
-        self.start(SHARES_TAG, namespace, flags).map(Some)
+        let what = What { tag: SHARES_TAG, socket: SHARES_TAG, top: Path::new(TREE) };
+        self.start(&what, namespace, flags).map(Some)
     }
 
     fn start(
         &self,
-        tag: &'static str,
+        what: &What<'_>,
         mut namespace: Bubblewrap,
         flags: Vec<OsString>,
     ) -> Result<Export, ExportError> {
         // The socket listens before virtiofsd runs, so the VMM can be started at the same time and
         // nobody has to wait for a path to appear.
-        let socket = self.sockets.join(tag);
+        let socket = self.sockets.join(what.socket);
         let listen = |source| ExportError::Listen { path: socket.clone(), source };
         let listener = socket::listen(&socket, self.identity).map_err(listen)?;
         namespace.in_folder(self.sockets);
         let fd = namespace.pass(listener.into());
-        let mut args: Vec<OsString> =
-            vec![format!("--fd={fd}").into(), format!("--shared-dir={TREE}").into()];
+        let mut args: Vec<OsString> = vec![
+            format!("--fd={fd}").into(),
+            OsString::from_iter(["--shared-dir=".as_ref(), what.top.as_os_str()]),
+        ];
         args.extend(
             // No sandbox of its own: it is in one. Submounts are not announced because the guest
             // could not mount over them.
@@ -135,20 +151,29 @@ impl Exporter<'_> {
                 .map(OsString::from),
         );
         args.extend(flags);
-        let helper = namespace.command(role(tag), self.virtiofsd, &args)?.start(self.station)?;
-        Ok(Export { tag, helper })
+        let helper = namespace.command(role(what.socket), self.virtiofsd, &args)?.start(self.station)?;
+        Ok(Export { tag: what.tag.to_owned(), socket: what.socket, helper })
     }
 }
 
-fn role(tag: &'static str) -> Role {
-    Role { id: tag, name: "virtiofsd" }
+/// What of a namespace is exported, and how.
+struct What<'a> {
+    tag: &'a str,
+    socket: &'static str,
+    /// The folder that is the export's root.
+    top: &'a Path,
+}
+
+fn role(socket: &'static str) -> Role {
+    Role { id: socket, name: "virtiofsd" }
 }
 
 impl Export {
-    /// Takes over the one with this tag. `None`: it has ended.
-    pub(crate) fn adopt(tag: &str, id: ProcessId, folder: &Path) -> Result<Option<Export>, ProcessError> {
-        let tag = if tag == SHARES_TAG { SHARES_TAG } else { BASE_TAG };
-        Ok(Helper::adopt(role(tag), id, folder)?.map(|helper| Export { tag, helper }))
+    /// Takes over the one with this socket, which a guest has. `None`: it has ended.
+    pub(crate) fn adopt(socket: &str, id: ProcessId, folder: &Path) -> Result<Option<Export>, ProcessError> {
+        let socket = if socket == SHARES_TAG { SHARES_TAG } else { BASE_TAG };
+        let helper = Helper::adopt(role(socket), id, folder)?;
+        Ok(helper.map(|helper| Export { tag: socket.to_owned(), socket, helper }))
     }
 }
 

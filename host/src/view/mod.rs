@@ -17,7 +17,7 @@ mod share;
 use crate::env::STORE;
 use crate::sys::bubblewrap::Bubblewrap;
 pub(crate) use accounts::{home, ids};
-pub(crate) use closure::closure_tools;
+pub(crate) use closure::{closure_tools, store_of};
 pub(crate) use host::host_tools;
 pub(crate) use share::{Share, ShareError, parse_mount, parse_project, parse_workspace};
 use std::io;
@@ -72,6 +72,11 @@ pub(crate) enum Entry {
     Store(Vec<PathBuf>),
 }
 
+/// The sandbox's absolute `path`, where its root is at `root`.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
 impl View {
     /// Shows a folder of the host at its own path, read-only.
     pub(crate) fn show(&mut self, folder: &Path) {
@@ -83,7 +88,7 @@ impl View {
 
     /// Adds the read-only tree to a namespace, below `root`.
     fn build(&self, namespace: &mut Bubblewrap, root: &Path) -> io::Result<()> {
-        let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let inside = |path: &Path| below(root, path);
         for entry in &self.base {
             match entry {
                 Entry::Bind { from, path } => namespace.try_read_only(from, &inside(path)),
@@ -91,7 +96,7 @@ impl View {
                 Entry::Folder { path, mode } => namespace.dir(&inside(path), *mode),
                 Entry::Link { path, target } => namespace.symlink(target, &inside(path)),
                 Entry::File { path, contents } => namespace.file(contents.as_bytes(), &inside(path))?,
-                Entry::Store(paths) => namespace.entries(paths, &inside(Path::new(STORE))),
+                Entry::Store(paths) => namespace.entries(paths, &inside(Path::new(STORE)))?,
             }
         }
         Ok(())

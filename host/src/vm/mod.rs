@@ -13,6 +13,7 @@
 pub(crate) mod image;
 pub(crate) mod vmm;
 
+use crate::env::Environment;
 use crate::guest::{Connection, Dialer, GuestError, vsock};
 use crate::spec::Spec;
 use crate::sys::cgroup::{Cgroup, PauseError};
@@ -26,7 +27,7 @@ use crate::view::export::{self, BASE_TAG, Export, ExportError};
 use firn_protocol::{Configure, READY_PORT, Root, Text};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use image::Image;
+use image::{GuestKind, Image};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
@@ -141,13 +142,18 @@ pub(crate) struct Vm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Remains {
     vmm: vmm::Remains,
-    /// By tag.
+    /// By socket.
     exports: Vec<(String, ProcessId)>,
 }
 
 /// Exports all that a sandbox sees of the host.
 pub(crate) fn exports(exporter: &Exporter<'_>, spec: &Spec, view: &View) -> Result<Vec<Export>, VmError> {
-    let mut exports = vec![exporter.base(view)?];
+    let mut exports = match &spec.environment {
+        Environment::Guest(guest) => {
+            guest.store.iter().map(|store| exporter.store(view, &store.tag)).collect::<Result<_, _>>()?
+        }
+        _ => vec![exporter.base(view)?],
+    };
     let (user, _) = spec.user.as_deref().and_then(crate::view::ids).unwrap_or((0, 0));
     exports.extend(exporter.shares(view, user)?);
     Ok(exports)
@@ -167,14 +173,19 @@ impl Boot<'_> {
         let Confinement { identity, sockets, .. } = self.confinement;
         let listener = listen(&vsock::listening_path(&sockets.join(vmm::VSOCK), READY_PORT), identity)?;
         let manifest = &self.image.manifest;
+        let lean = manifest.kind == GuestKind::Lean;
         let machine = Machine {
             kernel: self.image.dir.join(&manifest.kernel),
             initrd: self.image.dir.join(&manifest.initrd),
             cmdline: manifest.cmdline.clone(),
-            vcpus: self.spec.cpus.and_then(Cpus::whole).unwrap_or_else(|| self.backend.usual_vcpus()),
+            vcpus: self
+                .spec
+                .cpus
+                .and_then(Cpus::whole)
+                .unwrap_or_else(|| if lean { self.backend.usual_vcpus() } else { manifest.vcpus }),
             memory: self.spec.memory.0,
-            exports: exports.iter().map(|export| (export.tag.to_owned(), export.tag.to_owned())).collect(),
-            spare_exports: if exports.is_empty() { MOST_EXPORTS } else { 0 },
+            exports: exports.iter().map(|export| (export.tag.clone(), export.socket.to_owned())).collect(),
+            spare_exports: if exports.is_empty() && lean { MOST_EXPORTS } else { 0 },
         };
         let starting = self.backend.start(&machine, self.confinement);
         let mut vmm = tokio::select! {
@@ -231,7 +242,7 @@ impl Guest {
     pub(crate) async fn attach(&mut self, exports: Vec<Export>) -> Result<(), VmError> {
         let attached = async {
             for export in &exports {
-                self.vmm.attach(export.tag, export.tag).await?;
+                self.vmm.attach(&export.tag, export.socket).await?;
             }
             Ok::<_, VmError>(())
         };
@@ -261,7 +272,7 @@ impl Guest {
             return Err(error.or_end(why_ended(&mut *self.vmm, &self.exports)).await);
         }
         let Guest { vmm, exports, agent, sockets } = self;
-        Ok(Vm { vmm, exports, dialer: Dialer::vsock(sockets.join(vmm::VSOCK), Some(agent)) })
+        Ok(Vm { vmm, exports, dialer: Dialer::guest(sockets.join(vmm::VSOCK), Some(agent)) })
     }
 
     /// Waits until it is no more, and says why. May be called again, and dropped at any time.
@@ -312,7 +323,10 @@ fn configuration(spec: &Spec, view: &View, hostname: String) -> Result<Configure
         hostname,
         unix_time_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         entropy: Text::from(std::ffi::OsString::from_vec(entropy)),
-        root: Some(Root { tag: BASE_TAG.to_owned(), writable_bytes: spec.disk.0 }),
+        root: match &spec.environment {
+            Environment::Guest(_) => None,
+            _ => Some(Root { tag: BASE_TAG.to_owned(), writable_bytes: spec.disk.0 }),
+        },
         mounts: export::mounts(view),
         processes: Some(spec.processes),
     })
@@ -328,19 +342,19 @@ impl Vm {
     ) -> Result<Option<Vm>, VmError> {
         let mut exports = Vec::new();
         let mut complete = true;
-        for (tag, process) in &remains.exports {
-            let export = Export::adopt(tag, *process, folder)?;
+        for (socket, process) in &remains.exports {
+            let export = Export::adopt(socket, *process, folder)?;
             complete &= export.is_some();
             exports.extend(export);
         }
         let vmm = remains.vmm.adopt(folder, sockets).await?;
-        let dialer = Dialer::vsock(sockets.join(vmm::VSOCK), None);
+        let dialer = Dialer::guest(sockets.join(vmm::VSOCK), None);
         Ok(vmm.filter(|_| complete).map(|vmm| Vm { vmm, exports, dialer }))
     }
 
     /// What [`Vm::adopt`] needs.
     pub(crate) fn remains(&self) -> Remains {
-        let exports = self.exports.iter().map(|export| (export.tag.to_owned(), export.helper.id()));
+        let exports = self.exports.iter().map(|export| (export.socket.to_owned(), export.helper.id()));
         Remains { vmm: self.vmm.remains(), exports: exports.collect() }
     }
 

@@ -17,7 +17,8 @@ struct Side {
 impl Side {
     fn new(vms: u64) -> Side {
         let host = Host::with_runtime_in_memory(Grade::Vm);
-        std::fs::write(host.config(), format!("[pool]\nvm = {vms}\n")).expect("configures the daemon");
+        std::fs::write(host.config(), format!("[pool]\nvm = {vms}\ncode = 0\n"))
+            .expect("configures the daemon");
         let daemon = host.daemon(None);
         Side { host, daemon }
     }

@@ -1,6 +1,5 @@
 //! bubblewrap as firn starts it for a jail, without firn.
 
-use crate::quiet;
 use crate::stand_in::{READ_FROM, Start, in_memory};
 use firn_tests::Host;
 use std::ffi::OsString;
@@ -18,8 +17,8 @@ impl Floor {
         Floor(Start::of(host, &["--", "true"], "agent"))
     }
 
-    /// Starts `command` under it.
-    pub(crate) fn start(&self, command: &[&str]) -> Child {
+    /// Has `spawn` start `command` under it.
+    pub(crate) fn start(&self, command: &[&str], spawn: impl FnOnce(Command) -> Child) -> Child {
         let Start { args, files, ids, .. } = &self.0;
         let files: Vec<(&str, OwnedFd)> =
             files.iter().map(|(name, contents)| (name.as_str(), in_memory(contents))).collect();
@@ -45,7 +44,7 @@ impl Floor {
                 Ok(())
             });
         }
-        quiet(bwrap)
+        spawn(bwrap)
     }
 }
 

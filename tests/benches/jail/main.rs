@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         let pair = |_| {
             let taken = time(|| vec![firn(command)]);
             settled();
-            (taken, time(|| vec![floor.start(command)]))
+            (taken, time(|| vec![floor.start(command, quiet)]))
         };
         pair(0);
         let pairs: Vec<(f64, f64)> = (0..runs).map(pair).collect();
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         let since = Instant::now();
         let _ = time(|| vec![firn(nothing)]);
         settled();
-        (since.elapsed().as_secs_f64() * 1000.0, time(|| vec![floor.start(nothing)]))
+        (since.elapsed().as_secs_f64() * 1000.0, time(|| vec![floor.start(nothing, quiet)]))
     };
     let pairs: Vec<(f64, f64)> = (0..runs).map(pair).collect();
     let name = "`true`, until nothing is left of its jail";
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     let pair = |_| {
         let taken = together(&|| firn(nothing));
         settled();
-        (taken, together(&|| floor.start(nothing)))
+        (taken, together(&|| floor.start(nothing, quiet)))
     };
     let pairs: Vec<(f64, f64)> = (0..runs.div_ceil(5)).map(pair).collect();
     lines.push(Line::pairs("8 of `true` at once", "ms", &pairs, Target::AtMost(most)));

@@ -2,7 +2,7 @@
 #
 #   agent -> driver   "run RUN NONCE LENGTH ARTIFACTS STDIN\n", LENGTH bytes of code, and then a line that says
 #                     that the run is over and starts $__firn, below, for the next
-#   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE FILES"
+#   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE"
 #
 # Bash is an interactive one: SIGINT, an unset variable under `set -u` and the like lead back to its top
 # level, which reads the next line of its input. That is the one behind the code: so whatever ends the code,
@@ -24,8 +24,8 @@ fi
 IFS=" " \builtin read -r -u 0 __firn_word __firn_run __firn_nonce __firn_length FIRN_ARTIFACTS __firn_stdin || \builtin exit 70
 IFS= LC_ALL=C \builtin read -r -N "$__firn_length" -u 0 __firn_code
 # Not as a builtin: it would be redirected itself, and for its own time.
-{ : 9>&1; } 2>/dev/null || \exec >&@OUT@
-{ : 9>&2; } 2>/dev/null || \exec 2>&@ERR@
+[[ -e /dev/fd/1 ]] || \exec >&@OUT@
+[[ -e /dev/fd/2 ]] || \exec 2>&@ERR@
 \builtin export FIRN_ARTIFACTS
 if [[ $__firn_stdin != - ]]; then __firn_begun="begun $__firn_run $__firn_nonce"; else __firn_stdin=/dev/fd/@NULL@ __firn_begun=; fi
 \builtin eval "
@@ -36,14 +36,7 @@ if [[ $__firn_stdin != - ]]; then __firn_begun="begun $__firn_run $__firn_nonce"
         \builtin eval \"${__firn_x-}\$__firn_code\"
     } 0<$__firn_stdin
     { __firn_status=\$? __firn_busy= __firn_x=; \exec 0<&@ORDERS@; \set +v; PS1= PS2= PROMPT_COMMAND=; if [[ \$- == *x* ]]; then \set +x; __firn_x=\"set -x; \"; fi; } 2>/dev/null
-    __firn_code= __firn_found=0
-    if [[ \$- == *f* ]]; then
-        __firn_found=1
-    else
-        for __firn_file in $FIRN_ARTIFACTS/{*,.[!.]*}; do
-            if [[ -f \$__firn_file ]]; then __firn_found=1; fi
-        done
-    fi
-    \builtin printf \"done $__firn_run $__firn_nonce ok %s %s\" \"\$__firn_status\" \"\$__firn_found\" >&@REPORTS@
+    __firn_code=
+    \builtin printf \"done $__firn_run $__firn_nonce ok %s\" \"\$__firn_status\" >&@REPORTS@
 "'
 \builtin eval "$__firn"

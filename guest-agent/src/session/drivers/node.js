@@ -2,13 +2,13 @@
 // numbers that code closes in passing; 1 and 2 belong to the code.
 //
 //   agent -> driver   "run RUN NONCE LENGTH ARTIFACTS STDIN\n", then LENGTH bytes of code
-//   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE FILES"
+//   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE"
 //
 // What it uses while code runs it holds itself: the code may replace whatever it can name.
 'use strict';
 (function drive(orders, reports, require, process) {
   const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
-  const { writeSync, readdirSync, openSync, closeSync } = fs;
+  const { writeSync, openSync, closeSync } = fs;
   const { inspect } = util, { Script } = vm;
   const { setImmediate, setTimeout, clearTimeout, Buffer, Error } = globalThis;
   const out = process.stdout, err = process.stderr, env = process.env;
@@ -168,11 +168,9 @@
       setImmediate(() => flushed(() => {
         if (outcome === 'ok' && mine.failed) outcome = 'exception';
         current = null;
-        let files = '0';
-        try { if (readdirSync(artifacts).length > 0) files = '1'; } catch (_) { /* There are none. */ }
         if (stdin !== '-') leaveStdin();
         const status = outcome === 'ok' ? 0 : outcome === 'interrupted' ? 130 : 1;
-        report(`done ${tag} ${outcome} ${status} ${files}`);
+        report(`done ${tag} ${outcome} ${status}`);
       }));
     };
     mine.settle = settle;

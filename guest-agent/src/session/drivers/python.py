@@ -3,7 +3,7 @@
 # code starts inherits them.
 #
 #   agent -> driver   "run RUN NONCE LENGTH ARTIFACTS STDIN\n", then LENGTH bytes of code
-#   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE FILES"
+#   driver -> agent   one packet each: "ready", "begun RUN NONCE", "done RUN NONCE OUTCOME CODE"
 #
 # What it uses while code runs it holds itself: the code may replace whatever it can name.
 
@@ -18,7 +18,7 @@ def drive(orders, reports, null, kept_out, kept_err):
         builtins.isinstance, builtins.len, builtins.int, builtins.str, builtins.type)
     compile, eval, range = builtins.compile, builtins.eval, builtins.range
     read, write, getpid, leave, dup2, fstat = os.read, os.write, os.getpid, os._exit, os.dup2, os.fstat
-    listdir, close, environ = os.listdir, os.close, os.environ
+    close, environ = os.close, os.environ
     ioctl, unread, sleep, clock = fcntl.ioctl, termios.FIONREAD, time.sleep, time.monotonic
     sigaction, handler_of, SIGINT, ignored = signal.signal, signal.getsignal, signal.SIGINT, signal.SIG_IGN
     modules = sys.modules
@@ -309,11 +309,7 @@ def drive(orders, reports, null, kept_out, kept_err):
             leave(status)
         if stdin != b'-':
             dup2(null, 0)
-        try:
-            files = b'1' if listdir(artifacts) else b'0'
-        except OSError:
-            files = b'0'
-        report(b'done ' + tag + (' %s %d ' % (outcome, status)).encode() + files)
+        report(b'done ' + tag + (' %s %d' % (outcome, status)).encode())
 
 
 import sys

@@ -1,11 +1,11 @@
-//! The stream to a client: frames and notices out, frames in.
+//! The stream to a client: frames and notices out, frames in. It carries one operation after the other.
 
+use crate::api::frames::Frames;
 use crate::api::service::Service;
 use crate::api::types::Notice;
-use crate::api::wire::NOTICE;
-use bytes::{Buf as _, BytesMut};
-use firn_protocol::{Codec, Frame, FrameError, Kind};
-use futures::StreamExt as _;
+use crate::api::wire::{COMMAND, NOTICE};
+use bytes::{Buf as _, Bytes, BytesMut};
+use firn_protocol::{Codec, Frame, FrameError, Kind, RequestId};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -14,11 +14,8 @@ use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::codec::{Encoder as _, FramedRead};
-
-/// How much is read at once to begin with, in bytes.
-const READ_AHEAD: usize = 16 * 1024;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio_util::codec::Encoder as _;
 
 /// How many frames a client may send before its command is there: stdin is bounded by credit, but not the
 /// number of frames that it comes in.
@@ -51,10 +48,14 @@ pub(super) enum Turn {
 /// The stream to a client.
 #[derive(Debug)]
 pub(super) struct Line {
-    read: FramedRead<OwnedReadHalf, Codec>,
+    frames: Frames,
     write: OwnedWriteHalf,
     outbox: BytesMut,
+    /// What goes out before whatever comes next.
+    held: BytesMut,
     early: VecDeque<Frame>,
+    /// What all frames but notices belong to.
+    operation: RequestId,
 }
 
 impl Line {
@@ -66,28 +67,75 @@ impl Line {
             .downcast::<TokioIo<UnixStream>>()
             .map_err(|_impossible| failed(io::Error::other("not the connection that was accepted")))?;
         let (read, write) = parts.io.into_inner().into_split();
-        let mut read = FramedRead::with_capacity(read, Codec, READ_AHEAD);
-        read.read_buffer_mut().extend_from_slice(&parts.read_buf);
-        Ok(Line { read, write, outbox: BytesMut::new(), early: VecDeque::new() })
+        let frames = Frames::new(read, &parts.read_buf);
+        let (outbox, held, early) = (BytesMut::new(), BytesMut::new(), VecDeque::new());
+        Ok(Line { frames, write, outbox, held, early, operation: COMMAND })
     }
 
-    /// Puts a frame into the outbox.
-    pub(super) fn post(&mut self, frame: Frame) {
+    fn post(&mut self, frame: Frame) {
+        self.outbox.unsplit(self.held.split());
         // What the agent sent as a frame fits into one.
         if let Err(error) = Codec.encode(frame, &mut self.outbox) {
             tracing::error!(%error, "a frame cannot be passed on");
         }
     }
 
-    pub(super) fn say<T: Serialize>(&mut self, kind: Kind, id: firn_protocol::RequestId, message: &T) {
+    fn message<T: Serialize>(&mut self, kind: Kind, id: RequestId, message: &T) {
         match Frame::json(kind, id, message) {
             Ok(frame) => self.post(frame),
             Err(error) => tracing::error!(%error, "a message cannot be passed on"),
         }
     }
 
+    /// Puts some output of the operation into the outbox.
+    pub(super) fn pass(&mut self, kind: Kind, bytes: Bytes) {
+        self.post(Frame::new(kind, self.operation, bytes));
+    }
+
+    /// Puts a message about the operation into the outbox.
+    pub(super) fn say<T: Serialize>(&mut self, kind: Kind, message: &T) {
+        self.message(kind, self.operation, message);
+    }
+
+    /// Puts a notice into the outbox.
     pub(super) fn notice(&mut self, notice: &Notice) {
-        self.say(Kind::Event, NOTICE, notice);
+        self.message(Kind::Event, NOTICE, notice);
+    }
+
+    /// Puts a notice before whatever is said next.
+    pub(super) fn notice_with_next(&mut self, notice: &Notice) {
+        let waiting = self.outbox.split();
+        self.notice(notice);
+        self.held = std::mem::replace(&mut self.outbox, waiting);
+    }
+
+    /// Whether a frame is of the operation that the line carries.
+    pub(super) fn carries(&self, frame: &Frame) -> bool {
+        frame.id == self.operation
+    }
+
+    /// Whether a frame is for an operation that is over: it and the end have crossed.
+    pub(super) fn is_late(&self, frame: &Frame) -> bool {
+        frame.id < self.operation && is_input(frame.kind)
+    }
+
+    /// What the client asks for after what it has asked for. None: nothing.
+    pub(super) async fn next_request(&mut self, service: &Service) -> Result<Option<Frame>, Gone> {
+        loop {
+            let turn = tokio::select! {
+                turn = self.turn() => turn?,
+                () = service.end().drain.cancelled() => return Ok(None),
+            };
+            match turn {
+                Turn::Written => {}
+                Turn::Frame(frame) if frame.kind == Kind::Request && frame.id > self.operation => {
+                    self.operation = frame.id;
+                    return Ok(Some(frame));
+                }
+                Turn::Frame(frame) if frame.id <= self.operation && is_input(frame.kind) => {}
+                Turn::Frame(frame) => return Err(Gone::Unexpected(frame.kind)),
+            }
+        }
     }
 
     /// The client's next frame, or some progress in sending. May be dropped at any time without loss.
@@ -100,17 +148,17 @@ impl Line {
 
     async fn fresh_turn(&mut self) -> Result<Turn, Gone> {
         tokio::select! {
-            frame = self.read.next() => match frame {
-                Some(Ok(frame)) => Ok(Turn::Frame(frame)),
-                Some(Err(error)) => Err(Gone::Failed(error)),
-                None => Err(Gone::Left),
-            },
             written = self.write.write(&self.outbox), if !self.outbox.is_empty() => match written {
                 Ok(count) => {
                     self.outbox.advance(count);
                     Ok(Turn::Written)
                 }
                 Err(error) => Err(Gone::Failed(error.into())),
+            },
+            frame = self.frames.next() => match frame {
+                Ok(Some(frame)) => Ok(Turn::Frame(frame)),
+                Ok(None) => Err(Gone::Left),
+                Err(error) => Err(Gone::Failed(error)),
             },
         }
     }
@@ -156,6 +204,7 @@ impl Line {
             () = service.end().force.cancelled() => Err(Gone::Forced),
         }
     }
+
     /// How much waits to be sent, in bytes.
     pub(super) fn waiting(&self) -> usize {
         self.outbox.len()
@@ -176,4 +225,8 @@ impl Line {
         }
         let _ = self.write.shutdown().await;
     }
+}
+
+fn is_input(kind: Kind) -> bool {
+    matches!(kind, Kind::Stdin | Kind::StdinEnd | Kind::Input)
 }

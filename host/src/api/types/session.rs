@@ -13,14 +13,15 @@ pub(crate) struct SessionRequest {
     /// is made up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
-    /// The sandbox that is made for it and ends with it, whose environment says which interpreter: `python`,
-    /// `shell` or `node`.
+    /// The sandbox that is made for it and ends with it, whose environment says which interpreter: any but
+    /// `host`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<CreateRequest>,
     /// A sandbox that is there already, instead: its name or id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) within: Option<String>,
-    /// The environment, in a sandbox that is there already.
+    /// In a sandbox that is there already, its environment, or a language: `python`, `shell` or `node`. Absent:
+    /// that of its environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) environment: Option<String>,
     /// Pass on at most so much of the output of all its runs together.
@@ -80,6 +81,8 @@ pub(crate) struct SessionInfo {
     pub(crate) name: String,
     /// Its environment.
     pub(crate) environment: String,
+    /// What its code is in: `python`, `bash` or `node`.
+    pub(crate) language: String,
     /// How it is isolated.
     pub(crate) isolation: Isolation,
     /// The id of its sandbox.

@@ -234,7 +234,8 @@ fn take_line(kept: &mut Vec<u8>) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::Environment;
+    use crate::env::{Environment, Store};
+    use crate::spec::Purpose;
     use crate::spec::protection::Accelerator;
     use crate::spec::protection::Isolation;
     use crate::spec::{Degraded, Grade};
@@ -268,6 +269,8 @@ mod tests {
             grade: Grade::Vm,
             degraded: Degraded::Refused,
             environment: Environment::Host,
+            store: Store::Closure,
+            purpose: Purpose::Commands,
             cpus: None,
             memory: Size(1 << 30),
             disk: Size(1 << 29),

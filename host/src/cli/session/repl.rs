@@ -6,7 +6,7 @@ use crate::api::client::Client;
 use crate::api::types::{EvaluateRequest, SessionInfo, SessionRequest};
 use crate::cli::ask;
 use crate::cli::exit::Failed;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, printable};
 use crate::cli::run::keys::Keys;
 use crate::cli::run::session::{self, Terms};
 use crate::config::Config;
@@ -30,6 +30,7 @@ const REMEMBERED: usize = 10_000;
 #[command(after_help = "Examples:\n  \
     firn repl                                      Python, in a microVM\n  \
     firn repl --env shell -i jail -w .             a shell in a jail, with this folder at /workspace\n  \
+    firn repl --env .#data                         the programs and the language that this flake names\n  \
     firn repl --session work                       the session that is called work, or a new one of that name")]
 pub(in crate::cli) struct Repl {
     /// The session [default: a new one, which is closed at the end].
@@ -61,21 +62,21 @@ impl Repl {
         let mut placement = self.placement.clone();
         let asked = placement.environment.is_some();
         let _ = placement.environment.get_or_insert_with(|| OsString::from("python"));
-        let sandbox = placement.request(&config)?;
+        let known = match &self.session {
+            Some(name) if !asked => ask(config.clone(), async |client| Ok(client.session(name).await.ok()))?,
+            _ => None,
+        };
+        // What is there is not built first.
+        let sandbox = match known {
+            Some(_) => None,
+            None => placement.request(&config, output)?,
+        };
+        let request = SessionRequest { name: self.session.clone(), sandbox, ..SessionRequest::default() };
         let ours = config.clone();
         ask(config, async |client| {
-            let known = match &self.session {
-                Some(name) if !asked => client.session(name).await.ok(),
-                _ => None,
-            };
             let (session, made) = match known {
                 Some(session) => (session, false),
                 None => {
-                    let request = SessionRequest {
-                        name: self.session.clone(),
-                        sandbox: sandbox.clone(),
-                        ..SessionRequest::default()
-                    };
                     let made = client.create_session(&request, &mut |phase| output.doing(phase)).await;
                     output.clear();
                     (made?, self.session.is_none())
@@ -97,9 +98,10 @@ async fn converse(
     session: &SessionInfo,
     output: &mut Output,
 ) -> Result<(), Failed> {
-    let SessionInfo { name, environment, isolation, .. } = session;
+    let SessionInfo { name, environment, language, isolation, .. } = session;
+    let environment = printable(environment);
     output.note(&format!("{environment} in a {}: Ctrl-C interrupts, Ctrl-D leaves", isolation.name()));
-    let interpreter = Interpreter::of(environment).unwrap_or(Interpreter::Python);
+    let interpreter = Interpreter::of(language).unwrap_or(Interpreter::Python);
     let failed = |error| Failed::from(SessionError::Line(error));
     let settings = Settings::builder()
         .auto_add_history(true)
@@ -109,7 +111,7 @@ async fn converse(
         .build();
     let mut editor: Editor<Language, DefaultHistory> = Editor::with_config(settings).map_err(failed)?;
     editor.set_helper(Some(Language(interpreter)));
-    let history = history(config, environment);
+    let history = history(config, interpreter);
     // There may be none yet.
     let _ = editor.load_history(&history);
     let prompt = format!("{environment}> ");

@@ -3,6 +3,7 @@
 use super::sight::Sight;
 use super::{Ended, Facts, Inside, LaunchError, Progress, Sandbox};
 use crate::config::{Config, Program};
+use crate::env::Environment;
 use crate::sandbox::place::{Helpers, Place, Site};
 use crate::sandbox::spare;
 use crate::spec::Spec;
@@ -56,8 +57,13 @@ impl Ground {
         // What is missing is told before seconds are spent on an image.
         config.program(Program::Bwrap)?;
         config.program(Program::Virtiofsd)?;
-        let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
-        let image = image(Images::new(&config.cache_dir), request, progress).await?;
+        let image = match &spec.environment {
+            Environment::Guest(guest) => guest.image.clone(),
+            _ => {
+                let request = Request { kernel: KernelSource::Auto, agent: config.program(Program::Agent)? };
+                image(Images::new(&config.cache_dir), request, progress).await?
+            }
+        };
         let backend = Backend::choose(spec.vmm, config, host_facts(&config.runtime_dir))?;
         let place = site.claim(backend.device(), &limits(spec), Helpers::Several)?;
         place.make_sockets()?;

@@ -3,7 +3,7 @@
 use crate::env::{Environment, Wrapper};
 use crate::sandbox::SandboxId;
 use crate::spec::Spec;
-use crate::view::{Share, View, closure_tools, host_tools};
+use crate::view::{Share, View, closure_tools, host_tools, store_of};
 
 /// See the module.
 pub(super) struct Sight {
@@ -25,7 +25,10 @@ impl Sight {
                 (view, Some(artifact.wrapper(spec.shares.iter().flat_map(project).collect())))
             }
             Environment::Closure(closure) => {
-                (view(closure_tools(closure, &hostname)), Some(closure.wrapper()))
+                (view(closure_tools(closure, spec.store, &hostname)), Some(closure.wrapper()))
+            }
+            Environment::Guest(guest) => {
+                (view(guest.store.as_ref().map(|store| store_of(&store.paths)).unwrap_or_default()), None)
             }
         };
         Sight { hostname, view, wrapper }

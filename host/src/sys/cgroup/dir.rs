@@ -84,18 +84,6 @@ impl Dir {
     pub(super) fn counter(&self, file: &str, name: &str) -> Option<u64> {
         counter(&fs::read_to_string(self.path.join(file)).ok()?, name)
     }
-
-    /// Processes killed because this group was out of memory. Those that the kernel kills because
-    /// the whole host is are counted in the same place. Version 2 also says how often the limit was
-    /// run into: never, if they were no fault of it. Version 1 does not say it reliably
-    /// (`memory.failcnt` stays 0 on Linux 6.18).
-    pub(super) fn memory_kills(&self) -> Option<u64> {
-        let Some(kills) = self.counter("memory.events", "oom_kill") else {
-            return self.counter("memory.oom_control", "oom_kill");
-        };
-        let limit_hit = self.counter("memory.events", "oom")? > 0;
-        Some(if limit_hit { kills } else { 0 })
-    }
 }
 
 /// A number from `NAME NUMBER` lines.

@@ -245,7 +245,7 @@ impl Hierarchies {
                 dirs.push(Dir { path, ..Dir::default() });
             }
         }
-        Cgroup { dirs, scope: None }
+        Cgroup { dirs, ..Cgroup::default() }
     }
 }
 

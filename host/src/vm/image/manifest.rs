@@ -83,6 +83,8 @@ pub(crate) enum StoreLayout {
     Virtiofs {
         /// The mount tag the guest expects.
         tag: String,
+        /// The list of the store paths that are shared, one a line: a file in the manifest's directory.
+        closure: PathBuf,
     },
     /// The store is a read-only disk image.
     Disk {
@@ -163,6 +165,15 @@ pub(crate) enum ManifestError {
 impl GuestManifest {
     /// Reads the manifest of the image in `dir` and checks that the files it names are there.
     pub(crate) fn load(dir: &Path) -> Result<Self, ManifestError> {
+        let path = dir.join(MANIFEST_FILE);
+        match std::fs::read(&path) {
+            Ok(text) => Self::parse(dir, &text),
+            Err(source) => Err(ManifestError::Read { path, source }),
+        }
+    }
+
+    /// The same of a manifest in `dir` that has been read already.
+    pub(crate) fn parse(dir: &Path, text: &[u8]) -> Result<Self, ManifestError> {
         /// Read first, so that a newer format is called newer, not wrong.
         #[derive(Deserialize)]
         struct Version {
@@ -170,15 +181,11 @@ impl GuestManifest {
         }
 
         let path = dir.join(MANIFEST_FILE);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(source) => return Err(ManifestError::Read { path, source }),
-        };
-        let parsed = serde_json::from_slice(&text).and_then(|Version { manifest_version }| {
+        let parsed = serde_json::from_slice(text).and_then(|Version { manifest_version }| {
             if manifest_version > MANIFEST_VERSION {
                 return Ok(Err(manifest_version));
             }
-            serde_json::from_slice(&text).map(Ok)
+            serde_json::from_slice(text).map(Ok)
         });
         let manifest: Self = match parsed {
             Ok(Ok(manifest)) => manifest,
@@ -263,7 +270,7 @@ pub(super) mod tests {
     fn the_variants_are_what_they_were() {
         insta::assert_json_snapshot!((
             GuestKind::Nixos,
-            StoreLayout::Virtiofs { tag: "store".into() },
+            StoreLayout::Virtiofs { tag: "store".into(), closure: "closure".into() },
             StoreLayout::Disk { path: "store.erofs".into() },
             Source::File { path: "/boot/vmlinuz-6.1".into() },
         ));

@@ -38,7 +38,7 @@ use kernel::{Installed, LoadedKernel};
 
 pub(crate) use cache::CacheError;
 pub(crate) use kernel::{KernelError, KernelSource};
-pub(crate) use manifest::{GuestManifest, ManifestError, Source};
+pub(crate) use manifest::{GuestKind, GuestManifest, MANIFEST_FILE, ManifestError, Source, StoreLayout};
 pub(crate) use package::PackageError;
 
 /// What an image is to be made of.
@@ -51,7 +51,7 @@ pub(crate) struct Request {
 }
 
 /// An image that can be booted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Image {
     /// The directory's name.
     pub(crate) id: String,

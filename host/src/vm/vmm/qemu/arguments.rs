@@ -71,8 +71,8 @@ impl Arguments<'_> {
         add("-append", self.kernel_command_line(cmdline));
 
         for (tag, socket) in exports {
-            add("-chardev", format!("socket,id={tag},path={SOCKETS}/{socket}"));
-            add("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size={FS_QUEUE}"));
+            add("-chardev", format!("socket,id={socket},path={SOCKETS}/{socket}"));
+            add("-device", format!("vhost-user-fs-device,chardev={socket},tag={tag},queue-size={FS_QUEUE}"));
         }
         for index in 0..*spare_exports {
             let port = port(index);
