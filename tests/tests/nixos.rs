@@ -34,6 +34,10 @@ impl Image {
 const CONSOLE: &str = "[Service]\nStandardError=tty\nTTYPath=/dev/console\n\
                        ExecStopPost=/bin/sh -c 'echo \"the agent $$EXIT_CODE $$EXIT_STATUS\" >/dev/console'\n";
 
+fn json(text: Vec<u8>) -> serde_json::Value {
+    serde_json::from_slice(&text).unwrap()
+}
+
 /// Makes the image. None: this host has no systemd, as the test then says.
 fn image(host: &Host) -> Option<Image> {
     if !Path::new(SYSTEMD).exists() {
@@ -45,10 +49,7 @@ fn image(host: &Host) -> Option<Image> {
     let lean_folder = PathBuf::from(lean["dir"].as_str().unwrap());
     let folder = host.work().join("image");
     fs::create_dir(&folder).unwrap();
-    let store_path = fs::read_dir("/nix/store").ok().and_then(|entries| {
-        let plain = |path: &PathBuf| path.is_dir() && !path.is_symlink() && !hidden(path);
-        entries.flatten().map(|entry| entry.path()).find(plain)
-    });
+    let store_path = store_paths().next();
     // The modules are those of the lean image; all else comes on top of it.
     let mut initrd = fs::read(lean_folder.join(lean["manifest"]["initrd"].as_str().unwrap())).unwrap();
     initrd.extend(with_systemd(store_path.is_some()).finish());
@@ -74,8 +75,11 @@ fn image(host: &Host) -> Option<Image> {
     Some(Image { folder, store_path })
 }
 
-fn hidden(path: &Path) -> bool {
-    path.file_name().unwrap().as_encoded_bytes().starts_with(b".")
+/// What this host has in its store, if it has one.
+fn store_paths() -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir("/nix/store").into_iter().flatten().flatten();
+    let hidden = |path: &Path| path.file_name().unwrap().as_encoded_bytes().starts_with(b".");
+    entries.map(|entry| entry.path()).filter(move |path| path.is_dir() && !path.is_symlink() && !hidden(path))
 }
 
 fn with_systemd(has_store: bool) -> Initramfs {
@@ -166,7 +170,13 @@ fn a_guest_with_systemd_powers_off_in_good_order() {
     let Some(image) = image(&host) else { return };
     let project = host.work().join("project");
     fs::create_dir(&project).unwrap();
-    let id = host.create(&["--env", image.environment(), "-w", project.to_str().unwrap()]);
+    let mut options = vec!["--env", image.environment(), "-w", project.to_str().unwrap()];
+    // All of the store, if there is one and that is asked for.
+    options.extend(image.store_path.iter().flat_map(|_| ["--store", "host"]));
+    let id = host.create(&options);
+    let there: String =
+        store_paths().take(20).map(|path| format!("test -d {} && ", path.display())).collect();
+    host.exec(&id, &format!("{there} true")).finish().expect(0);
     let detached = "echo written > file; : > marker; while :; do read _ </dev/zero; done";
     host.firn(&["exec", "--detach", &id, "--", "sh", "-c", detached]).finish().expect(0);
     host.wait_until("it has written", || project.join("marker").exists());
@@ -193,6 +203,11 @@ fn what_a_guest_image_cannot_be_given_is_refused() {
         let done = host.run(&[&["--env", image.environment()], options, &["--", "true"]].concat()).finish();
         assert!(done.code == 2 && done.stderr.contains(part), "{options:?}: {}", done.stderr);
     }
+    let mut manifest = fs::read(image.folder.join("manifest.json")).map(json).unwrap();
+    manifest["store"] = serde_json::json!({ "kind": "none" });
+    fs::write(image.folder.join("manifest.json"), manifest.to_string()).unwrap();
+    let store = host.run(&["--env", image.environment(), "--store", "host", "--", "true"]).finish().expect(2);
+    assert!(store.stderr.contains("mounts nothing of this host's store"), "{}", store.stderr);
     let none = host.run(&["--env", image.environment()]).finish().expect(2);
     assert!(none.stderr.contains("no CMD"), "{}", none.stderr);
     fs::write(image.folder.join("manifest.json"), "{}").unwrap();

@@ -23,15 +23,15 @@ pub(crate) struct GuestImage {
     /// The image.
     pub(crate) image: Image,
     /// What of the store it is shown. None: it brings its own, or has none.
-    pub(crate) store: Option<Store>,
+    pub(crate) store: Option<StoreShare>,
 }
 
 /// What a guest is shown of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Store {
+pub(crate) struct StoreShare {
     /// The virtio-fs tag by which the guest mounts it.
     pub(crate) tag: String,
-    /// Its entries, in the order of their list.
+    /// The entries that its image lists, in their order.
     pub(crate) paths: Vec<PathBuf>,
 }
 
@@ -76,7 +76,7 @@ impl GuestImage {
         let store = match &manifest.store {
             StoreLayout::Virtiofs { tag, closure } => {
                 let list = metadata::beside(&folder, closure)?;
-                Some(Store { tag: tag.clone(), paths: closure::list(&folder, list)? })
+                Some(StoreShare { tag: tag.clone(), paths: closure::list(&folder, list)? })
             }
             StoreLayout::None | StoreLayout::Disk { .. } => None,
         };

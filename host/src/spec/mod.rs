@@ -205,6 +205,9 @@ pub(crate) enum SpecError {
         "--disk cannot be given to the guest {0}: what it writes is in its own memory, which --memory limits"
     )]
     GuestsDisk(String),
+    /// It would not be mounted.
+    #[error("--store cannot be given to the guest {0}: its image mounts nothing of this host's store")]
+    GuestsStore(String),
     /// More than the agent takes.
     #[error("{0} bytes of code are more than {MAX_CODE}, the most there may be")]
     Code(usize),
@@ -339,6 +342,9 @@ impl Spec {
         match self.grade {
             Grade::Jail => Err(SpecError::GuestInJail(environment)),
             Grade::Vm if request.disk_bytes.is_some() => Err(SpecError::GuestsDisk(environment)),
+            Grade::Vm if request.store.is_some() && guest.store.is_none() => {
+                Err(SpecError::GuestsStore(environment))
+            }
             Grade::Vm if self.memory < least => {
                 Err(SpecError::Memory { grade: "vm with this guest image", least, asked: self.memory })
             }

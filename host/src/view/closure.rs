@@ -8,26 +8,25 @@ use std::path::{Path, PathBuf};
 /// Where certificates are looked for, by what was built for Nix and by what was not.
 const CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"];
 
-/// The tree of a guest that has everything else itself: these paths of the store.
-pub(crate) fn store_of(paths: &[PathBuf]) -> Vec<Entry> {
-    let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
-    vec![folder("/nix"), folder(STORE), Entry::Store(paths.to_owned())]
-}
 /// Where Nix has its database.
 const DATABASE: &str = "/nix/var/nix/db";
+
+/// The tree of a guest that has everything else itself: these paths of the store, or all of it.
+pub(crate) fn store_of(paths: &[PathBuf], store: Store) -> Vec<Entry> {
+    let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
+    let shown = match store {
+        Store::Closure => Entry::Store(paths.to_owned()),
+        Store::Host => Entry::Bind { from: STORE.into(), path: STORE.into() },
+    };
+    vec![folder("/nix"), folder(STORE), shown]
+}
 
 /// The tree of an environment's programs, for a sandbox called `hostname`.
 pub(crate) fn closure_tools(closure: &Closure, store: Store, hostname: &str) -> Vec<Entry> {
     let folder = |path: &str| Entry::Folder { path: path.into(), mode: 0o755 };
     let mut tree: Vec<Entry> = folders().collect();
     tree.push(folder("/usr"));
-    match store {
-        Store::Closure => tree.extend(store_of(&closure.paths)),
-        Store::Host => {
-            tree.extend([folder("/nix"), folder(STORE)]);
-            tree.push(Entry::Bind { from: STORE.into(), path: STORE.into() });
-        }
-    }
+    tree.extend(store_of(&closure.paths, store));
     if let Some(database) = &closure.database {
         tree.extend(["/nix/var", "/nix/var/nix"].map(folder));
         tree.push(Entry::Bind { from: database.clone(), path: DATABASE.into() });

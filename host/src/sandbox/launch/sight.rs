@@ -28,7 +28,8 @@ impl Sight {
                 (view(closure_tools(closure, spec.store, &hostname)), Some(closure.wrapper()))
             }
             Environment::Guest(guest) => {
-                (view(guest.store.as_ref().map(|store| store_of(&store.paths)).unwrap_or_default()), None)
+                let shown = guest.store.as_ref().map(|share| store_of(&share.paths, spec.store));
+                (view(shown.unwrap_or_default()), None)
             }
         };
         Sight { hostname, view, wrapper }
