@@ -360,6 +360,26 @@ fn a_shutdown_ends_sessions() {
 }
 
 #[test]
+fn an_agent_that_is_killed_takes_its_interpreters_along() {
+    for driver in ALL {
+        need!(driver);
+        let mut agent = Agent::start();
+        let mut session = Session::new(&agent, driver);
+        let child = session.run(match driver {
+            Driver::Python => "import subprocess; print(subprocess.Popen(['sleep', '1000']).pid)",
+            Driver::Bash => "sleep 1000 & echo $!",
+            Driver::Node => "require('child_process').spawn('sleep', ['1000']).pid",
+        });
+        let child: u32 = child.out().trim().parse().unwrap();
+        let interpreter = info(&agent, "test").pid.unwrap();
+        assert!(lives(child) && lives(interpreter));
+        agent.process.kill().unwrap();
+        agent.process.wait().unwrap();
+        eventually("nothing of it is left", || !lives(interpreter) && !lives(child));
+    }
+}
+
+#[test]
 fn memory_has_its_limit() {
     need!(Driver::Python);
     let agent = Agent::start();

@@ -128,6 +128,21 @@ fn what_users_do_is_survived(grade: Grade) {
     close_all(&host);
 }
 
+both_grades!(out_of_memory_costs_what_the_session_knew);
+fn out_of_memory_costs_what_the_session_knew(grade: Grade) {
+    let host = Host::of(grade);
+    let made =
+        ["session", "create", "-i", grade.name(), "--env", "python", "--name", "python", "--memory", "512M"];
+    host.firn(&made).finish().expect(0);
+    run(&host, "python", "kept = 'kept'").finish().expect(0);
+    let greedy = "blocks = [b'x' * (1 << 20) for _ in range(4096)]";
+    let payload = result(&host, "python", greedy);
+    assert_eq!((&payload["exitCode"], &payload["stateLost"]), (&json!(137), &json!(true)), "{payload}");
+    assert_eq!(payload["exceeded"], json!(["memory"]), "{payload}");
+    assert_eq!(run(&host, "python", "'kept' in globals()").finish().expect(0).text(), "False\n");
+    close_all(&host);
+}
+
 both_grades!(a_timeout_and_an_interrupt_leave_the_session_as_it_is);
 fn a_timeout_and_an_interrupt_leave_the_session_as_it_is(grade: Grade) {
     let host = Host::of(grade);

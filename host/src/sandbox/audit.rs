@@ -7,8 +7,7 @@
 use super::SandboxId;
 use crate::api::types::{Caller, EventRecord};
 use serde_json::{Map, Value as Json};
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,9 +21,6 @@ const REMEMBERED: usize = 4096;
 
 /// How many events a listener may be behind before it misses some.
 const BACKLOG: usize = 1024;
-
-/// How many files are kept open.
-const MOST_OPEN: usize = 64;
 
 /// The longest line of an audit file that is read back, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
@@ -47,9 +43,11 @@ pub(crate) struct Audit {
 struct Told {
     next: u64,
     recent: VecDeque<Arc<EventRecord>>,
-    /// The files that were written to of late.
-    open: HashMap<SandboxId, File>,
 }
+
+/// A sandbox's file, while it is open.
+#[derive(Debug, Default)]
+pub(crate) struct Open(Mutex<Option<File>>);
 
 /// Details of an event, one after the other.
 #[derive(Clone, Debug, Default)]
@@ -64,17 +62,30 @@ impl Details {
     }
 }
 
+impl Open {
+    /// Until it is needed again.
+    pub(super) fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl Audit {
     /// The one in `dir`. `generation` is of the daemon: it makes the numbers of events unique.
     pub(crate) fn new(dir: PathBuf, generation: u64) -> Audit {
         let (tell, _) = broadcast::channel(BACKLOG);
-        let state =
-            Mutex::new(Told { next: generation << 32, recent: VecDeque::new(), open: HashMap::new() });
+        let state = Mutex::new(Told { next: generation << 32, recent: VecDeque::new() });
         Audit { dir, state, tell }
     }
 
-    /// Something happened to a sandbox.
-    pub(crate) fn note(&self, id: SandboxId, event: &str, by: Option<Caller>, details: Details) {
+    /// Something happened to a sandbox. Its file stays open as long as `open`, if that is given.
+    pub(crate) fn note(
+        &self,
+        id: SandboxId,
+        open: Option<&Open>,
+        event: &str,
+        by: Option<Caller>,
+        details: Details,
+    ) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.next += 1;
         let record = Arc::new(EventRecord {
@@ -86,7 +97,7 @@ impl Audit {
             details: details.0,
         });
         // Under the lock, so that the file has them in order.
-        if let Err(error) = self.append(&mut state.open, id, &record) {
+        if let Err(error) = self.append(open, &record) {
             // What was done is done: a full disk must not keep a sandbox from being ended.
             tracing::error!(sandbox = %id, event, %error, "cannot write to the audit log");
         }
@@ -104,25 +115,18 @@ impl Audit {
         let _ = self.tell.send(record);
     }
 
-    fn append(
-        &self,
-        open: &mut HashMap<SandboxId, File>,
-        id: SandboxId,
-        record: &EventRecord,
-    ) -> std::io::Result<()> {
+    fn append(&self, open: Option<&Open>, record: &EventRecord) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        if open.len() >= MOST_OPEN && !open.contains_key(&id) {
-            open.clear();
-        }
-        let file = match open.entry(id) {
-            Entry::Occupied(file) => file.into_mut(),
-            Entry::Vacant(place) => {
-                let path = self.path(&record.session_id);
-                place.insert(OpenOptions::new().append(true).create(true).mode(0o600).open(path)?)
-            }
-        };
+        let path = self.path(&record.session_id);
+        let file = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         // In one write: two lines never mix, and a daemon that is killed leaves whole lines.
+        let Some(Open(open)) = open else { return file()?.write_all(&line) };
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match &mut *open {
+            Some(file) => file,
+            none => none.insert(file()?),
+        };
         file.write_all(&line)
     }
 
@@ -193,18 +197,20 @@ mod tests {
         let (past, mut told) = audit.since(None, 0);
         assert!(past.is_empty());
         let by = Some(Caller { uid: 7, pid: 8 });
-        audit.note(one, "created", by, Details::default().with("name", "x"));
-        audit.note(other, "created", None, Details::default());
-        audit.note(one, "stopped", None, Details::default());
+        audit.note(one, None, "created", by, Details::default().with("name", "x"));
+        audit.note(other, None, "created", None, Details::default());
+        let open = Open::default();
+        audit.note(one, Some(&open), "paused", None, Details::default());
+        audit.note(one, Some(&open), "stopped", None, Details::default());
         assert_eq!(told.try_recv().unwrap().by, by);
         let (past, _) = audit.since(None, 0);
         assert_eq!(
             past.iter().map(|record| record.event.as_str()).collect::<Vec<_>>(),
-            ["created", "created", "stopped"]
+            ["created", "created", "paused", "stopped"]
         );
         assert!(past.is_sorted_by(|a, b| a.sequence < b.sequence));
         let (rest, _) = audit.since(None, past[1].sequence);
-        assert_eq!(rest.len(), 1);
+        assert_eq!(rest.len(), 2);
 
         // The next daemon knows it from the file, also when the last line was cut.
         let path = dir.path().join("00000001.jsonl");
@@ -212,7 +218,7 @@ mod tests {
         text.extend_from_slice(b"{\"sequence\":");
         std::fs::write(&path, text).unwrap();
         let audit = Audit::new(dir.path().to_owned(), 2);
-        audit.note(one, "adopted", None, Details::default());
+        audit.note(one, None, "adopted", None, Details::default());
         let (past, _) = audit.since(Some(one), 0);
         assert_eq!(past[0].details["name"], "x");
         assert_eq!(past[1].event, "stopped");

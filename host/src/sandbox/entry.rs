@@ -6,7 +6,7 @@
 
 use super::SandboxId;
 use super::activity::Activities;
-use super::audit::Details;
+use super::audit::{self, Details};
 use super::launch::{Ended, Up};
 use super::log::Logs;
 use super::manager::{Life, OperationError, Shared};
@@ -32,6 +32,7 @@ pub(super) struct Entry {
     pub(super) activities: Arc<Activities>,
     status: watch::Sender<Status>,
     written: Mutex<Written>,
+    audit: audit::Open,
     orders: mpsc::Sender<Order>,
     termination: watch::Sender<Option<Termination>>,
     /// Detached commands whose output is being written down.
@@ -123,6 +124,7 @@ impl Entry {
             activities: Activities::new(),
             status: watch::Sender::new(status),
             written: Mutex::new(written),
+            audit: audit::Open::default(),
             orders,
             termination: watch::Sender::new(None),
             followed: Mutex::default(),
@@ -149,7 +151,12 @@ impl Entry {
 
     /// Tells the audit log.
     pub(super) fn note(&self, event: &str, by: Option<Caller>, details: Details) {
-        self.shared.audit.note(self.id, event, by, details);
+        // Much happens to one that is up, and next to nothing afterwards.
+        let open = self.status.borrow().up.is_some().then_some(&self.audit);
+        if open.is_none() {
+            self.audit.close();
+        }
+        self.shared.audit.note(self.id, open, event, by, details);
     }
 
     /// What it does now.
