@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 NIX_FILES = $(shell git ls-files '*.nix')
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-tests demo test test-nix test-clients lint bench soak fuzz install clean
+.PHONY: help setup build build-tests demo test test-nix test-clients lint bench bench-environment soak fuzz install clean
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -12,6 +12,8 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 OUT := $(TARGET)/firn
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/firn
 PREFIX ?= /usr/local
+# An environment with so many paths, in Nix.
+OF_PATHS = (import $(CURDIR)/nix/tests/packages.nix { root = $(CACHE)/nix/root; }).many $(1)
 FUZZ_SECONDS ?= 60
 
 # Where setup.sh puts programs, after everything the user has.
@@ -88,6 +90,15 @@ bench: setup build ## Measure firn against its floors, see docs/BENCHMARKS.md
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench vm -- $(BENCH)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench daemon -- $(BENCH_DAEMON)
 	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench session -- $(BENCH_SESSION)
+	@$(MAKE) --no-print-directory bench-environment
+
+# Of two environments that differ in the number of their paths, which Nix builds.
+bench-environment: setup build
+	@./setup.sh run nix
+	$(CACHE)/nix/bin/nix build --impure --quiet --out-link $(TARGET)/bench-many --expr '$(call OF_PATHS,400)'
+	$(CACHE)/nix/bin/nix build --impure --quiet --out-link $(TARGET)/bench-few --expr '$(call OF_PATHS,1)'
+	FIRN_TEST_BIN=$(OUT) $(CARGO) bench --locked -p firn-tests --bench environment -- \
+	    $(TARGET)/bench-many $(TARGET)/bench-few $(BENCH_ENVIRONMENT)
 
 soak: ## Run the long tests
 	@./setup.sh run test

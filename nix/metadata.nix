@@ -5,6 +5,7 @@
 #   interpreter   the program that runs the code on its stdin
 #   closure       the file beside metadata.json that names every store path to show, one a line
 #   env           variables of every command
+#   database      the folder beside metadata.json that is Nix's database; absent: there is none
 #
 # isolation, "jail" or "vm", is that of a model's calls which name none; without it the server's.
 {
@@ -13,6 +14,7 @@
   memory_mb ? 512,
   isolation ? null,
   env ? { },
+  database ? null,
 }:
 let
   atLeastOne =
@@ -45,3 +47,4 @@ in
   else
     throw "isolation of '${environment.name}' must be \"jail\" or \"vm\""
 )
+// (if database == null then { } else { inherit database; })

@@ -2,6 +2,8 @@
 #
 #   OUT/metadata.json     see metadata.nix
 #   OUT/closure           every store path of the environment, one a line
+#   OUT/database          Nix's database of these paths. Only with `nix`: then Nix is among the packages, and `nix build`
+#                         works in a vm, where the store can be written to
 #   OUT/bin/run           a jail of its own: code on stdin, streams, exit code
 #   OUT/bin/session-run   a jail with firn-agent, which serves the listening Unix socket that is its descriptor 3.
 #                         Only where there is an agent
@@ -17,19 +19,41 @@
   timeout_seconds ? 30,
   memory_mb ? 512,
   isolation ? null,
+  nix ? false,
 }:
 let
   environment = import ./environment.nix { inherit pkgs; } {
-    inherit name interpreter_type packages;
+    inherit name interpreter_type;
+    packages = packages ++ (if nix then [ pkgs.nix ] else [ ]);
   };
-  metadata = import ./metadata.nix {
-    inherit
-      environment
-      timeout_seconds
-      memory_mb
-      isolation
-      ;
-  };
+  database = import ./database.nix { inherit pkgs; } { inherit environment; };
+  metadata = import ./metadata.nix (
+    {
+      inherit
+        environment
+        timeout_seconds
+        memory_mb
+        isolation
+        ;
+    }
+    // (
+      if nix then
+        {
+          database = "database";
+          # There is no network to substitute from, nobody else to build, and what a sandbox is for a build is the vm.
+          env.NIX_CONFIG = ''
+            experimental-features = nix-command flakes
+            build-users-group =
+            sandbox = false
+            substituters =
+            build-hook =
+            flake-registry =
+          '';
+        }
+      else
+        { }
+    )
+  );
   jailed = import ./jailed.nix { inherit pkgs jail; };
   run = jailed {
     inherit environment;
@@ -62,5 +86,6 @@ pkgs.runCommand "sandbox-${environment.name}"
     cp ${pkgs.writeText "metadata.json" (builtins.toJSON metadata)} $out/metadata.json
     cp ${environment.closure} $out/closure
     ln -s ${run}/bin/sandbox-${environment.name} $out/bin/run
+    ${if nix then "cp -r ${database} $out/database" else ""}
     ${sessionRun}
   ''

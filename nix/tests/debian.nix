@@ -75,6 +75,26 @@ in
     chmod 755 $out/bin/bwrap
   '';
 
+  # Nix, started in the same way. It reads what it is to do from its name.
+  nix =
+    let
+      libraries = builtins.path {
+        name = "libraries";
+        path = root + "/usr/lib/x86_64-linux-gnu";
+        filter = path: type: type != "directory" && builtins.match ".*[.]so([.].*)?" path != null;
+      };
+    in
+    runCommand "nix" { } ''
+      mkdir -p $out/bin $out/lib
+      cp -r ${libraries}/. $out/lib/
+      cp ${file "nix" "usr/bin/nix"} $out/lib/nix
+      for name in nix nix-store; do
+        printf '#!%s\nexec %s --argv0 %s --library-path %s %s "$@"\n' \
+          ${bash}/bin/bash $out/lib/ld-linux-x86-64.so.2 $name $out/lib $out/lib/nix >$out/bin/$name
+        chmod 755 $out/bin/$name
+      done
+    '';
+
   # A program that does nothing but be there, in place of one that Debian has no static build of.
   fake =
     name:

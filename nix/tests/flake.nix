@@ -21,6 +21,7 @@
         data = built.shell;
         other = built.python;
         sandbox-strict = built.strict;
+        many = built.many 60;
         # Says that its code is for node, which it does not have.
         without-node = firn.mkSandbox {
           name = "without-node";

@@ -47,6 +47,47 @@ in
     interpreter_type = "python";
     packages = [ (pkgs.fake "python3") ];
   };
+  # With Nix in it.
+  builder = firn.mkSandbox {
+    name = "builder";
+    interpreter_type = "bash";
+    packages = [ ];
+    timeout_seconds = 600;
+    memory_mb = 1024;
+    nix = true;
+  };
+  # An environment with at least so many paths: outputs of one derivation.
+  many =
+    number:
+    let
+      names = builtins.genList (index: "out${toString index}") number;
+      parts = derivation {
+        name = "part";
+        system = "x86_64-linux";
+        builder = "${pkgs.bash}/bin/bash";
+        args = [
+          "-euc"
+          ''
+            for name in $outputs; do
+              ${pkgs.coreutils}/bin/mkdir -p "''${!name}/share"
+              echo "$name" >"''${!name}/share/$name"
+            done
+          ''
+        ];
+        outputs = names;
+      };
+      together = pkgs.runCommand "together" { } ''
+        mkdir -p $out/share
+        for part in ${toString (map (name: parts.${name}) names)}; do
+          ln -s $part/share/* $out/share/
+        done
+      '';
+    in
+    firn.mkSandbox {
+      name = "many";
+      interpreter_type = "bash";
+      packages = [ together ];
+    };
   agents = firn.mkAgentSandbox {
     name = "custom";
     packages = [

@@ -182,6 +182,7 @@ in
         cacert.description = "";
         coreutils.description = "";
         git.description = "Keeps track of changes";
+        nix.description = "";
       };
     };
   };

@@ -3,6 +3,7 @@
 
 use firn_tests::{Grade, Host, Mcp, both_grades, jail_only};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt as _;
 
 /// A server whose code runs at this host's grade.
 fn server(host: &Host, grade: Grade) -> Mcp {
@@ -85,6 +86,11 @@ fn sessions_are_apart_whatever_they_are_called() {
     for name in ["iso_a", "with spaces / and \u{1f980}", long.as_str()] {
         assert_eq!(mcp.run(in_session("python", name, "print(x)")).texts, [format!("{name}\n")]);
     }
+    // What people have made for themselves is not for models.
+    let own = ["session", "run", "-i", "jail", "--env", "python", "--session", "own", "x = 'own'"];
+    host.firn(&own).finish().expect(0);
+    let unknown = mcp.run(in_session("python", "own", "x"));
+    assert!(unknown.texts[0].contains("NameError"), "{unknown:?}");
     let unknown = mcp.run(in_session("python", "iso_b", "x"));
     assert!(unknown.texts[0].contains("NameError"), "{unknown:?}");
     // Export and files persist; what ends the interpreter is told.
@@ -168,7 +174,8 @@ fn what_goes_on_in_the_background_is_collected_later() {
         so_far.push_str(looked.report["stdout"].as_str().unwrap());
     }
     assert_eq!(so_far, "begun\n");
-    let sandbox = host.firn(&["session", "inspect", &session, "--json"]).finish().expect(0).json();
+    let sandbox =
+        host.firn(&["session", "inspect", &format!("mcp.{session}"), "--json"]).finish().expect(0).json();
     host.exec(sandbox["sandbox"].as_str().unwrap(), "touch /workspace/go").finish().expect(0);
     let over = mcp.run(in_session("python", &session, ""));
     assert_eq!((over.texts, &over.report["exitCode"]), (vec!["over\n".to_owned()], &json!(0)));
@@ -300,6 +307,42 @@ fn the_operator_says_what_may_be_asked_for() {
         let done = host.firn(&[&["mcp"], wrong].concat()).finish();
         assert_eq!(done.code, 2, "{wrong:?}: {}", done.stderr);
     }
+}
+
+jail_only!(environments_of_nix_sandbox_mcp_are_found_and_say_how_they_run);
+fn environments_of_nix_sandbox_mcp_are_found_and_say_how_they_run() {
+    let host = Host::of(Grade::Jail);
+    let sandboxes = host.home().join(".config/nix-sandbox-mcp/sandboxes");
+    let environment = |name: &str, metadata: &str, wrapper: &str| {
+        let run = sandboxes.join(name).join("bin/run");
+        std::fs::create_dir_all(run.parent().unwrap()).unwrap();
+        std::fs::write(sandboxes.join(name).join("metadata.json"), metadata).unwrap();
+        std::fs::write(&run, wrapper).unwrap();
+        for path in run.ancestors().take_while(|path| path.starts_with(host.home())) {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    };
+    let said = r#"{"name":"upper","interpreter_type":"bash","timeout_seconds":1}"#;
+    environment("b", said, "#!/bin/sh\ntr a-z A-Z\n");
+    // It wins over this host's.
+    let shell = r#"{"name":"shell","interpreter_type":"bash"}"#;
+    environment("a", shell, "#!/bin/sh\nsed s/^/other:/; sleep 1000\n");
+    environment("c", "{}", "#!/bin/sh\n");
+    let mut mcp = Mcp::start(host.firn(&["mcp"]));
+    let tools = mcp.ask("tools/list", json!({}));
+    let env = &tools["result"]["tools"][0]["inputSchema"]["properties"]["env"];
+    assert_eq!(env["description"], "One of: node, python, shell, upper.");
+    let ran = mcp.run(code("upper", "some code\n"));
+    assert_eq!((ran.texts, &ran.report["status"]), (vec!["SOME CODE\n".to_owned()], &json!("ok")));
+    // More than a pipe holds.
+    let long = "x".repeat(500_000);
+    assert_eq!(mcp.run(code("upper", &long)).texts, [long.to_uppercase()]);
+    let late = mcp.run(json!({ "env": "shell", "code": "x", "timeout": 1 }));
+    assert_eq!(late.texts, ["Execution error: Command timed out after 1s", "other:x"]);
+    let session = mcp.run(in_session("upper", "s", "x"));
+    let words = "Environment 'upper' does not support sessions (no session_exec configured)";
+    assert_eq!((session.texts[0].as_str(), &session.report["status"]), (words, &json!("refused")));
+    mcp.leave();
 }
 
 jail_only!(clients_of_both_eras_are_served);

@@ -114,7 +114,7 @@ struct Serve {
     #[arg(long, value_name = "NAME", requires = "http")]
     allow_host: Vec<String>,
 
-    /// An origin of web pages that may ask, besides those on this host: https://example.com:443.
+    /// An origin of web pages that may ask, besides those on this host: `https://example.com:443`.
     #[arg(long, value_name = "ORIGIN", requires = "http")]
     allow_origin: Vec<String>,
 

@@ -39,6 +39,8 @@ pub(crate) struct Closure {
     pub(crate) programs: PathBuf,
     /// Every path that is shown, in the order of its list.
     pub(crate) paths: Vec<PathBuf>,
+    /// Nix's database of them, if there is one.
+    pub(crate) database: Option<PathBuf>,
     wrapper: Wrapper,
 }
 
@@ -49,6 +51,14 @@ impl Closure {
         metadata: &Metadata,
         programs: &Programs,
     ) -> Result<Closure, EnvironmentError> {
+        let database = programs.database.as_ref().map(|name| folder.join(name));
+        if let Some(database) = &database {
+            // Not a link, and not one tomorrow.
+            let is_folder = database.symlink_metadata().is_ok_and(|about| about.is_dir());
+            if !is_store_path(&folder) || !is_folder {
+                return Err(EnvironmentError::Database(folder));
+            }
+        }
         let paths = list(&folder, &programs.closure)?;
         for part in [&programs.folder, &programs.runner] {
             if !paths.iter().any(|path| part.starts_with(path)) || has_parents(part) {
@@ -70,6 +80,7 @@ impl Closure {
             },
             programs: programs.folder.clone(),
             paths,
+            database,
             metadata: metadata.clone(),
             folder,
         })
@@ -168,6 +179,9 @@ mod tests {
         assert!(matches!(refused(&usual, "/nix/store/no-such\n"), EnvironmentError::Collected { .. }));
         assert!(matches!(refused(&metadata("/x", "none"), ""), EnvironmentError::Lacks { .. }));
         assert!(matches!(refused(&metadata("/x", "/etc/passwd"), ""), EnvironmentError::NotBeside { .. }));
+        let database = |name: &str| usual.replace("}", &format!(r#","database":"{name}"}}"#));
+        assert!(matches!(refused(&database("/etc"), ""), EnvironmentError::NotBeside { .. }));
+        assert!(matches!(refused(&database("closure"), ""), EnvironmentError::Database(_)));
         let partial = r#"{"name":"x","interpreter_type":"bash","environment":"/nix/store/x"}"#;
         assert!(matches!(refused(partial, ""), EnvironmentError::Partial(_)));
     }

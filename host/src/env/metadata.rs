@@ -49,6 +49,8 @@ pub(super) struct Programs {
     pub(super) runner: PathBuf,
     /// The list of store paths, a file of the environment's folder.
     pub(super) closure: PathBuf,
+    /// Nix's database of these, a folder of the environment's folder.
+    pub(super) database: Option<PathBuf>,
     /// Variables of every command.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -63,6 +65,7 @@ struct Fields {
     environment: Option<PathBuf>,
     interpreter: Option<PathBuf>,
     closure: Option<PathBuf>,
+    database: Option<PathBuf>,
     #[serde(default)]
     env: BTreeMap<String, String>,
 }
@@ -88,7 +91,11 @@ impl Metadata {
         let programs = match (fields.environment, fields.interpreter, fields.closure) {
             (Some(programs), Some(runner), Some(closure)) => {
                 beside(folder, &closure)?;
-                Some(Programs { folder: programs, runner, closure, variables: fields.env })
+                if let Some(database) = &fields.database {
+                    beside(folder, database)?;
+                }
+                let (database, variables) = (fields.database, fields.env);
+                Some(Programs { folder: programs, runner, closure, database, variables })
             }
             (None, None, None) => None,
             _ => return Err(EnvironmentError::Partial(folder.to_owned())),

@@ -9,6 +9,7 @@
 //!   FOLDER/bin/run          a wrapper that makes a jail of its own: code on stdin, streams, exit code
 //!   FOLDER/bin/session-run  the same for sessions, where there is one: an agent that serves descriptor 3
 //!   FOLDER/closure          the store paths of its programs, if metadata.json says which these are
+//!   FOLDER/database         Nix's database of these, if metadata.json says that there is one
 //! ```
 //!
 //! Of a folder with a closure firn makes the sandbox itself, a jail or a vm, and shows those paths and
@@ -163,13 +164,16 @@ pub(crate) enum EnvironmentError {
         line: usize,
     },
     /// Its list is somewhere else.
-    #[error("{} is no environment: its closure must be a file in it, not {}", folder.display(), file.display())]
+    #[error("{} is no environment: its closure and database must be in it, not {}", folder.display(), file.display())]
     NotBeside {
         /// The folder.
         folder: PathBuf,
         /// What it names.
         file: PathBuf,
     },
+    /// A database that could be another by the time that it is shown.
+    #[error("{} is no environment: with a database of Nix's it must be a folder of {STORE}, and that a folder in it", .0.display())]
+    Database(PathBuf),
     /// What it runs is not among what it shows.
     #[error("{} is no environment: {} is not in its closure", folder.display(), path.display())]
     OutsideClosure {

@@ -14,11 +14,11 @@ use crate::spec::Spec;
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::cgroup::{Cgroup, PauseError};
 use crate::sys::identity::Identity;
-use crate::sys::idmap::Staged;
 use crate::sys::process::{
     Helper, HelperCommand, Mounts, Pids, ProcessError, ProcessId, Reports, Role, Station, Unmounting,
 };
 use crate::sys::socket;
+use crate::sys::staging::Staged;
 use crate::view::View;
 use crate::view::jail::{JailViewError, Occupant, Stage};
 use serde::{Deserialize, Serialize};

@@ -28,6 +28,8 @@ pub(super) struct Call {
     pub(super) session: Option<String>,
     pub(super) isolation: Isolation,
     pub(super) timeout: Option<Duration>,
+    /// What the daemon calls what its caller calls otherwise.
+    pub(super) names: Vec<(String, String)>,
 }
 
 /// How a call went.
@@ -111,6 +113,14 @@ impl Call {
     /// What its caller is told of a call that came to nothing.
     pub(super) fn failed(&self, failure: impl Into<Failure>) -> CallToolResult {
         self.over(&Streams::default(), &Finished::failed(failure))
+    }
+
+    /// A failure in the words of the caller.
+    pub(super) fn in_its_words(&self, mut failure: Failure) -> Failure {
+        for (theirs, ours) in &self.names {
+            failure.message = failure.message.replace(theirs, ours);
+        }
+        failure
     }
 
     fn timed_out(&self, finished: &Finished) -> String {
@@ -242,6 +252,7 @@ mod tests {
             session: session.map(str::to_owned),
             isolation: Isolation::Jail,
             timeout: Some(Duration::from_secs(5)),
+            names: Vec::new(),
         }
     }
 
@@ -283,6 +294,14 @@ mod tests {
         for result in [ok, error, late, refused, failed] {
             insta::assert_json_snapshot!(result.structured_content);
         }
+    }
+
+    #[test]
+    fn names_are_those_of_the_caller() {
+        let names = vec![("/nix/store/x-py".to_owned(), "py".to_owned()), ("a.s".to_owned(), "s".to_owned())];
+        let call = Call { names, ..call(Some("s")) };
+        let failure = Failure::of_caller("Session 'a.s' has '/nix/store/x-py'");
+        assert_eq!(call.in_its_words(failure).message, "Session 's' has 'py'");
     }
 
     #[test]

@@ -38,6 +38,14 @@ impl Known {
         Known { name: name.to_owned(), programs, timeout: None, isolation: None }
     }
 
+    /// Its folder, if it has one: the name by which the daemon is asked for it.
+    pub(super) fn folder(&self) -> Option<String> {
+        match &self.programs {
+            Programs::Folder(folder) | Programs::Wrapper(folder) => Some(folder.display().to_string()),
+            Programs::Host | Programs::Unbuilt => None,
+        }
+    }
+
     /// The environment called `name` that is in a folder, if there is one.
     fn open(name: &str, folder: &Path) -> Option<Known> {
         let (programs, folder, timeout) = match Environment::find(folder.as_os_str()).ok()? {

@@ -95,6 +95,7 @@ impl Server {
             session: asked.session.clone(),
             isolation: asked.isolation.unwrap_or(policy.isolation(None)),
             timeout: asked.timeout(),
+            names: Vec::new(),
         };
         let grant = match policy.admit(&asked, environments) {
             Ok(grant) => grant,
@@ -109,6 +110,7 @@ impl Server {
             call.session = Some(random);
         }
         let session = call.session.as_deref().map(|session| self.principal.session(session));
+        call.names.extend(session.clone().zip(call.session.clone()));
         if let Some(session) = &session
             && let Some(kept) = background.get(session)
         {
@@ -136,6 +138,7 @@ impl Server {
         let Common { client, config, policy, environments, sessions, .. } = &*self.common;
         let built = environments.built(grant.environment, config).await;
         grant.environment = built.map_err(|error| Failure::of_sandbox(in_full(&error)))?;
+        call.names.extend(grant.environment.folder().map(|folder| (folder, grant.environment.name.clone())));
         let owner = self.principal.owner();
         let mut turn = None;
         if let Some(session) = session {
@@ -161,7 +164,7 @@ impl Server {
             idle_timeout: config.session_idle_timeout,
             lifetime: config.session_lifetime,
         };
-        let run = job.begin(client, policy).await.map_err(|error| self.named_as_asked(call, error.into()))?;
+        let run = job.begin(client, policy).await.map_err(|error| call.in_its_words(error.into()))?;
         Ok((run, turn))
     }
 
@@ -243,7 +246,7 @@ impl Server {
             self.common.sessions.remember(name, info.isolation);
         }
         if let End::Failed(failure) = finished.end {
-            finished.end = End::Failed(self.named_as_asked(call, failure));
+            finished.end = End::Failed(call.in_its_words(failure));
         }
         let mut result = call.over(streams, &finished);
         // What a sandbox of its own has left is gone with it.
@@ -261,14 +264,6 @@ impl Server {
         let content = files::read(client.archive(&session.sandbox, &address.path).await?).await?;
         let listed = left.list(&self.principal, |_| true).into_iter().find(|file| file.uri == uri);
         Ok(files::contents(uri, listed.and_then(|file| file.mime_type), content))
-    }
-
-    /// A failure, with the name of the session that its caller knows.
-    fn named_as_asked(&self, call: &Call, mut failure: Failure) -> Failure {
-        if let Some(asked) = &call.session {
-            failure.message = failure.message.replace(&self.principal.session(asked), asked);
-        }
-        failure
     }
 }
 

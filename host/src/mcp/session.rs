@@ -1,7 +1,14 @@
 //! Sessions, as calls name them and as the daemon does, and what is known of them here.
 //!
-//! Sessions are the daemon's: they outlive this process. Over stdio a session has the name that a call gives it,
-//! so that `firn session` shows what a model has made. Of clients that are told apart each has names of its own.
+//! Sessions are the daemon's: they outlive this process, and `firn session` shows them. Their names there have a
+//! beginning that says whose they are, so that a model can name what models have made and nothing else: not the
+//! sessions that people have made for themselves, and of clients that are told apart none of another's.
+//!
+//! ```text
+//!   mcp.work            "work", of a client over stdio
+//!   mcp-alice.work      "work", of alice
+//!   mcp.  .0123…        any text that is no name, by its digest
+//! ```
 
 use super::policy::Policy;
 use super::run::Failure;
@@ -14,7 +21,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 
-/// What sandboxes belong to that were made for clients.
+/// Whom sandboxes belong to that were made for clients.
 const OWNER: &str = "mcp";
 
 /// How much of the digest of a name is used that no session can have, in bytes.
@@ -42,14 +49,17 @@ impl Principal {
     }
 
     /// What the daemon calls the session that this client calls `session`, which can be any text. No two have
-    /// the same, and no other client has any of them.
+    /// the same, and no other client has any of them: what is before the first `.` is its own.
     pub(super) fn session(&self, session: &str) -> String {
-        let prefix = self.0.as_ref().map(|name| format!("{name}.")).unwrap_or_default();
+        let mut name = self.owner();
+        name.push('.');
         let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if session.bytes().all(named) && prefix.len() + session.len() <= MAX_SESSION_NAME {
-            return prefix + session;
+        // What begins so is a digest.
+        let plain = !session.starts_with('.') && session.bytes().all(named);
+        if plain && name.len() + session.len() <= MAX_SESSION_NAME {
+            return name + session;
         }
-        let mut name = format!("{prefix}mcp-");
+        name.push('.');
         for byte in &Sha256::digest(session.as_bytes())[..DIGEST] {
             // Writing into a string cannot fail.
             let _ = write!(name, "{byte:02x}");
@@ -140,8 +150,9 @@ mod tests {
 
     #[test]
     fn a_name_that_fits_is_kept() {
-        assert_eq!(Principal::default().session("my.work-1"), "my.work-1");
-        assert_eq!(Principal::named("alice").session("work"), "alice.work");
+        assert_eq!(Principal::default().session("my.work-1"), "mcp.my.work-1");
+        assert_eq!(Principal::named("alice").session("work"), "mcp-alice.work");
+        assert!(Principal::default().session(".work").starts_with("mcp.."));
         assert_eq!(Principal::named("alice").owner(), "mcp-alice");
     }
 
@@ -158,8 +169,9 @@ mod tests {
 
         #[test]
         fn no_client_can_name_the_session_of_another(session: String, other: String) {
-            let (alice, bob) = (Principal::named("alice"), Principal::named("alice-b"));
-            prop_assert_ne!(alice.session(&session), bob.session(&other));
+            let (alice, other_alice) = (Principal::named("alice"), Principal::named("alice-b"));
+            prop_assert_ne!(alice.session(&session), other_alice.session(&other));
+            prop_assert_ne!(Principal::default().session(&session), alice.session(&other));
         }
     }
 }

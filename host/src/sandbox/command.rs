@@ -130,7 +130,7 @@ impl Command {
             Ok(running) => running,
             Err(error) => {
                 account.end(entry, "sandbox");
-                return Err(why(entry, &mut entry.watch(), error, true).await);
+                return Err(why(entry, &mut entry.watch(), error, Of::Command { unproven: true }).await);
             }
         };
         failpoint::reached("exec-dialled");
@@ -157,10 +157,10 @@ impl Command {
         }
     }
 
-    /// Runs code in a session of the sandbox, when its turn comes.
+    /// Runs code in a session of the sandbox, which its agent may call something else, when its turn comes.
     pub(super) async fn evaluate(
         entry: &Arc<Entry>,
-        session: &str,
+        (session, inside): (&str, &str),
         request: EvaluateRequest,
         by: Option<Caller>,
     ) -> Result<Command, OperationError> {
@@ -174,11 +174,12 @@ impl Command {
         }
         let run = Run {
             session: session.to_owned(),
+            inside: inside.to_owned(),
             number: entry.shared.run_number(),
             grace: Duration::from_millis(grace_ms.unwrap_or(DEFAULT_GRACE_MS)),
         };
         let message = SessionRun {
-            session: run.session.clone(),
+            session: run.inside.clone(),
             run: run.number,
             code: Text::default(),
             more_code_bytes: 0,
@@ -196,7 +197,7 @@ impl Command {
         let before = up.cgroup.events();
         let running = match up.dialer.dial().await.and_then(|connection| connection.run_code(message, code)) {
             Ok(running) => running,
-            Err(error) => return Err(why(entry, &mut entry.watch(), error, true).await),
+            Err(error) => return Err(why(entry, &mut entry.watch(), error, Of::Run(session)).await),
         };
         Ok(Command {
             entry: Arc::clone(entry),
@@ -271,7 +272,10 @@ impl Command {
         let running =
             match up.dialer.dial().await.and_then(|connection| connection.attach(attach, ANY_TIMEOUT)) {
                 Ok(running) => running,
-                Err(error) => return Err(why(entry, &mut entry.watch(), error, false).await),
+                Err(error) => {
+                    let of = Of::Command { unproven: false };
+                    return Err(why(entry, &mut entry.watch(), error, of).await);
+                }
             };
         Ok(Command {
             entry: Arc::clone(entry),
@@ -314,7 +318,7 @@ impl Command {
             event = self.running.next() => event,
             ended = ended(&mut self.status) => {
                 self.over("sandbox");
-                return Err(ended.error(&self.entry, !self.running.is_greeted()));
+                return Err(ended.error(&self.entry, of(self.run.as_ref(), &self.running).unproven()));
             }
             () = too_late => {
                 self.timed_out = true;
@@ -335,8 +339,8 @@ impl Command {
             }
             Err(error) => {
                 self.over("sandbox");
-                let unproven = !self.running.is_greeted();
-                Err(why(&self.entry, &mut self.status, error, unproven).await)
+                let of = of(self.run.as_ref(), &self.running);
+                Err(why(&self.entry, &mut self.status, error, of).await)
             }
         }
     }
@@ -433,9 +437,9 @@ impl Drop for Command {
 
 /// Ends a run that nobody waits for.
 async fn give_up(up: Arc<Up>, run: Run) {
-    let Run { session, number, grace } = run;
+    let Run { inside, number, grace, .. } = run;
     let grace_ms = u64::try_from(grace.as_millis()).ok();
-    let asked = SessionInterrupt { session, run: Some(number), grace_ms };
+    let asked = SessionInterrupt { session: inside, run: Some(number), grace_ms };
     let ended = async { up.dialer.dial().await?.interrupt(asked).await };
     if let Err(error) = ended.await {
         // Usually the sandbox has ended with whoever wanted the run.
@@ -519,24 +523,47 @@ async fn ended(status: &mut watch::Receiver<Status>) -> SandboxEnded {
     }
 }
 
+/// What a connection that failed was for.
+#[derive(Clone, Copy)]
+enum Of<'a> {
+    /// A command, of a sandbox that may never have come up.
+    Command { unproven: bool },
+    /// A run of the session of this name.
+    Run(&'a str),
+}
+
+impl Of<'_> {
+    fn unproven(self) -> bool {
+        matches!(self, Of::Command { unproven: true })
+    }
+}
+
+fn of<'a>(run: Option<&'a Run>, running: &Running) -> Of<'a> {
+    match run {
+        Some(run) => Of::Run(&run.session),
+        None => Of::Command { unproven: !running.is_greeted() },
+    }
+}
+
 /// What is behind a connection that failed: usually a sandbox that ended.
 async fn why(
     entry: &Entry,
     status: &mut watch::Receiver<Status>,
     error: GuestError,
-    unproven: bool,
+    of: Of<'_>,
 ) -> OperationError {
     if error.hung_up()
         && let Ok(ended) = tokio::time::timeout(HANGUP_PATIENCE, ended(status)).await
     {
-        return ended.error(entry, unproven);
+        return ended.error(entry, of.unproven());
     }
-    match error {
-        GuestError::Refused { failure, .. } if failure.code == FailureCode::NotFound => {
-            OperationError::NoCommand { id: entry.id, command: None }
-        }
-        error if unproven => OperationError::NotUp(Arc::new(error.into())),
-        error => broken(error),
+    match (error, of) {
+        (GuestError::Refused { failure, .. }, of) if failure.code == FailureCode::NotFound => match of {
+            Of::Run(session) => OperationError::NoSession(session.to_owned()),
+            Of::Command { .. } => OperationError::NoCommand { id: entry.id, command: None },
+        },
+        (error, Of::Command { unproven: true }) => OperationError::NotUp(Arc::new(error.into())),
+        (error, _) => broken(error),
     }
 }
 

@@ -30,6 +30,9 @@ use std::time::Duration;
 const USUAL_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const USUAL_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// What the audit log calls the session of a sandbox that runs code once.
+const ONCE: &str = "once";
+
 /// What the agent calls the session that a sandbox was made for: it may have been there before it was
 /// anybody's.
 const FIRST: &str = "first";
@@ -344,7 +347,8 @@ impl Found {
         {
             session.used_unix_ms = Some(clock::unix_ms());
         }
-        Command::evaluate(&self.handle.0, self.session.inside(), request, by).await
+        let Session { name, .. } = &self.session;
+        Command::evaluate(&self.handle.0, (name, self.session.inside()), request, by).await
     }
 
     /// Ends what it runs, and says whether it ran something.
@@ -478,7 +482,7 @@ impl Handle {
         let Language { environment, interpreter, .. } =
             language_of(request.sandbox.as_ref().unwrap_or(&CreateRequest::default()))?;
         self.start_interpreter(FIRST, &environment, interpreter, None).await?;
-        Command::evaluate(&self.0, FIRST, request, by).await
+        Command::evaluate(&self.0, (ONCE, FIRST), request, by).await
     }
 
     fn session_info(&self, session: &Session) -> SessionInfo {

@@ -5,9 +5,9 @@
 //! may make no system call that it has no use for. What is inside ends when bubblewrap does.
 
 use crate::sys::identity::Identity;
-use crate::sys::idmap::Staged;
 use crate::sys::process::{HelperCommand, Pids, ProcessError, Reports, Role};
 use crate::sys::seccomp::{self, Confined};
+use crate::sys::staging::{Entries, Staged};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// Up to so many mounts bubblewrap makes itself: a mount namespace besides its own costs as much.
+/// Up to so many mounts bubblewrap makes itself: the namespaces that others need cost as much.
 const FEW_ENTRIES: usize = 24;
 
 /// A mount namespace to be, and who runs in it.
@@ -27,6 +27,8 @@ pub(crate) struct Bubblewrap {
     args: Vec<OsString>,
     /// What is mounted, of any length: passed in a file.
     mounts: Vec<OsString>,
+    /// What it waits for when all is mounted.
+    waits: Vec<OsString>,
     fds: Vec<OwnedFd>,
     staged: Vec<Staged>,
     folder: PathBuf,
@@ -58,6 +60,7 @@ impl Bubblewrap {
             identity,
             args: Vec::new(),
             mounts: Vec::new(),
+            waits: Vec::new(),
             fds: Vec::new(),
             staged: Vec::new(),
             folder: "/".into(),
@@ -166,20 +169,23 @@ impl Bubblewrap {
         Ok(())
     }
 
-    /// Shows files and folders of the host by their own names in the folder `at`, read-only.
-    ///
-    /// With each mount bubblewrap reads the list of all there are. So many are made before it runs, by root,
-    /// which can, in the folder that it is to run in, and bubblewrap shows that as one.
-    pub(crate) fn entries(&mut self, paths: &[PathBuf], at: &Path) {
-        if paths.len() > FEW_ENTRIES && matches!(self.identity, Identity::Stranger { .. }) {
-            let staging = self.folder.join("entries");
-            self.read_only(&staging, at);
-            self.stage(Staged::Entries { paths: paths.to_owned(), at: staging });
-        } else {
+    /// Shows files and folders of the host by their own names in the folder `at`, read-only. Once, and `/dev` must
+    /// be there.
+    pub(crate) fn entries(&mut self, paths: &[PathBuf], at: &Path) -> io::Result<()> {
+        if paths.len() <= FEW_ENTRIES || !Entries::possible(&self.folder) {
             for path in paths {
                 self.read_only(path, &at.join(path.file_name().unwrap_or_default()));
             }
+            return Ok(());
         }
+        let staging = self.folder.join("entries");
+        self.read_only(&staging, at);
+        let (entries, pipe) = Entries::new(paths, &staging)?;
+        self.stage(Staged::Entries(entries));
+        // What it reads is of no interest: that it does not go on before it has read it to its end is.
+        let pipe = self.pass(pipe).to_string();
+        self.waits.extend(["--file".into(), pipe.into(), "/dev/null".into()]);
+        Ok(())
     }
 
     /// Mounts something before bubblewrap runs, where only it and what it starts sees it: what bubblewrap
@@ -251,7 +257,7 @@ impl Bubblewrap {
             self.flags(&["--add-seccomp-fd", &fd.to_string()]);
         }
         let mut list = Vec::new();
-        for arg in &self.mounts {
+        for arg in self.mounts.iter().chain(&self.waits) {
             list.extend_from_slice(arg.as_bytes());
             list.push(0);
         }

@@ -6,51 +6,16 @@
 //! (`mount_setattr`(2); Documentation/filesystems/idmappings.rst)
 #![allow(unsafe_code, reason = "system calls without a wrapper, and a process that only lends its namespace")]
 
-use std::ffi::CString;
+use super::staging::{c_string, owned};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// From the user and group on the disk to those that the mount shows.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     namespace: OwnedFd,
-}
-
-/// What is to be mounted before a helper runs, where only it sees it.
-#[derive(Debug)]
-pub(crate) enum Staged {
-    /// A mount that is not attached yet.
-    Mount {
-        /// The mount.
-        mount: OwnedFd,
-        /// Where it will be: a folder or file that is there.
-        at: PathBuf,
-    },
-    /// Files and folders of the host, by their own names in a folder in memory.
-    Entries {
-        /// On the host.
-        paths: Vec<PathBuf>,
-        /// Where the folder will be. It is made.
-        at: PathBuf,
-    },
-}
-
-/// [`Staged`], ready to be used between fork and exec.
-#[derive(Debug)]
-pub(super) enum Prepared {
-    Mount { mount: OwnedFd, at: CString },
-    Entries { entries: Vec<PreparedEntry>, at: CString },
-}
-
-/// A file or folder, and where it is shown.
-#[derive(Debug)]
-pub(super) struct PreparedEntry {
-    from: CString,
-    at: CString,
-    is_folder: bool,
 }
 
 impl Mapping {
@@ -64,9 +29,9 @@ impl Mapping {
         Ok(Mapping { namespace: File::open(proc.join("ns/user"))?.into() })
     }
 
-    /// `source` and everything mounted below it, with this mapping, to be attached at `at`. Set-id
-    /// bits and device nodes in it mean nothing.
-    pub(crate) fn mount(&self, source: &Path, at: &Path) -> io::Result<Staged> {
+    /// `source` and everything mounted below it, with this mapping, not attached yet. Set-id bits and device
+    /// nodes in it mean nothing.
+    pub(crate) fn mount(&self, source: &Path) -> io::Result<OwnedFd> {
         let source = c_string(source)?;
         // Of linux/mount.h; AT_RECURSIVE of linux/fcntl.h.
         const AT_RECURSIVE: libc::c_uint = 0x8000;
@@ -94,84 +59,13 @@ impl Mapping {
         if set != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Staged::Mount { mount, at: at.to_owned() })
+        Ok(mount)
     }
 }
 
 /// A file cannot be shown as another user's on every file system.
 pub(crate) fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP))
-}
-
-impl Staged {
-    pub(super) fn prepare(self) -> io::Result<Prepared> {
-        match self {
-            Staged::Mount { mount, at } => Ok(Prepared::Mount { at: c_string(&at)?, mount }),
-            Staged::Entries { paths, at } => {
-                let entry = |path: PathBuf| {
-                    Ok(PreparedEntry {
-                        is_folder: fs::symlink_metadata(&path)?.is_dir(),
-                        at: c_string(&at.join(path.file_name().unwrap_or_default()))?,
-                        from: c_string(&path)?,
-                    })
-                };
-                let entries = paths.into_iter().map(entry).collect::<io::Result<_>>()?;
-                Ok(Prepared::Entries { entries, at: c_string(&at)? })
-            }
-        }
-    }
-}
-
-/// Attaches them in a mount namespace of the calling process's own, from which nothing comes back to
-/// that of the host. Async-signal-safe.
-pub(super) fn attach(mounts: &[Prepared]) -> io::Result<()> {
-    if mounts.is_empty() {
-        return Ok(());
-    }
-    let done = |result: libc::c_long| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    // SAFETY: plain system calls; the strings outlive them.
-    unsafe {
-        done(libc::unshare(libc::CLONE_NEWNS).into())?;
-        let flags = libc::MS_REC | libc::MS_SLAVE;
-        done(libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null()).into())?;
-        for prepared in mounts {
-            match prepared {
-                Prepared::Mount { mount, at } => {
-                    // MOVE_MOUNT_F_EMPTY_PATH of linux/mount.h.
-                    const EMPTY_PATH: libc::c_uint = 4;
-                    let (from, empty) = (mount.as_raw_fd(), c"".as_ptr());
-                    let at = at.as_ptr();
-                    done(libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, at, EMPTY_PATH))?;
-                }
-                Prepared::Entries { entries, at } => {
-                    // It may be there: what fails then is the mount.
-                    libc::mkdir(at.as_ptr(), 0o755);
-                    let (kind, flags) = (c"tmpfs".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV);
-                    let mode = c"mode=0755".as_ptr().cast();
-                    done(libc::mount(kind, at.as_ptr(), kind, flags, mode).into())?;
-                    entries.iter().try_for_each(|entry| entry.show())?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-impl PreparedEntry {
-    /// Makes its mount point and mounts it there. Async-signal-safe.
-    fn show(&self) -> io::Result<()> {
-        let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-        let (from, at) = (self.from.as_ptr(), self.at.as_ptr());
-        // SAFETY: plain system calls; the strings outlive them.
-        unsafe {
-            if self.is_folder {
-                done(libc::mkdir(at, 0o755))?;
-            } else {
-                done(libc::mknod(at, libc::S_IFREG | 0o644, 0))?;
-            }
-            done(libc::mount(from, at, std::ptr::null(), libc::MS_BIND, std::ptr::null()))
-        }
-    }
 }
 
 /// A process in a user namespace of its own that waits to be killed.
@@ -211,19 +105,4 @@ impl Drop for Lender {
             libc::waitpid(self.0, std::ptr::null_mut(), 0);
         }
     }
-}
-
-/// # Safety
-/// `fd` is what a system call that makes descriptors has just returned.
-unsafe fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: by this function's contract it is open and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn c_string(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }

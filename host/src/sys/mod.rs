@@ -19,6 +19,7 @@ pub(crate) mod process;
 pub(crate) mod seccomp;
 pub(crate) mod socket;
 mod spawn;
+pub(crate) mod staging;
 pub(crate) mod tail;
 pub(crate) mod terminal;
 pub(crate) mod tsc;

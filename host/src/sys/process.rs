@@ -15,11 +15,11 @@
 
 use crate::sys::cgroup::{Cgroup, Wrapped};
 use crate::sys::identity::Identity;
-use crate::sys::idmap::{self, Staged};
 use crate::sys::pidfd::Process;
 pub(crate) use crate::sys::pidfd::ProcessId;
 pub(crate) use crate::sys::spawn::Pids;
 use crate::sys::spawn::Program;
+use crate::sys::staging::{self, Staged};
 use crate::sys::tail::{Tail, make_fifo, open_fifo};
 use serde::Deserialize;
 use std::ffi::{CString, OsString};
@@ -237,7 +237,7 @@ impl HelperCommand {
         } = self;
         let Wrapped { program, args, variable } = station.cgroup.wrap(program, args);
         let entry = station.cgroup.entry()?;
-        let staged: Vec<_> = staged.into_iter().map(Staged::prepare).collect::<io::Result<_>>()?;
+        let staged = staging::prepare(staged)?;
         let folder = CString::new(folder.into_os_string().into_vec()).map_err(io::Error::other)?;
         let inherited: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let null = File::open("/dev/null")?;
@@ -268,7 +268,7 @@ impl HelperCommand {
                     if libc::chdir(folder.as_ptr()) != 0 {
                         return Err(io::Error::last_os_error());
                     }
-                    idmap::attach(&staged)?;
+                    staging::attach(&staged)?;
                     raise_file_limit();
                     forbid_core_files();
                     become_identity(identity)?;

@@ -6,7 +6,8 @@
 use super::{Share, View};
 use crate::sys::bubblewrap::Bubblewrap;
 use crate::sys::identity::{self, Identity};
-use crate::sys::idmap::{self, Mapping, Staged};
+use crate::sys::idmap::{self, Mapping};
+use crate::sys::staging::Staged;
 use firn_protocol::Access;
 use std::fs;
 use std::io;
@@ -137,14 +138,14 @@ impl Stage<'_> {
         let at = self.folder.join(format!("share-{index}"));
         let made = if share.host.is_dir() { fs::create_dir(&at) } else { fs::write(&at, "") };
         made.map_err(failed)?;
-        let staged = mapping.mount(&share.host, &at).map_err(|source| {
+        let mount = mapping.mount(&share.host).map_err(|source| {
             if idmap::unsupported(&source) {
                 JailViewError::Unmappable { path: share.host.clone(), source }
             } else {
                 failed(source)
             }
         })?;
-        Ok((at, Some(staged)))
+        Ok((at.clone(), Some(Staged::Mount { mount, at })))
     }
 }
 

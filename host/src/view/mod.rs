@@ -96,7 +96,7 @@ impl View {
                 Entry::Folder { path, mode } => namespace.dir(&inside(path), *mode),
                 Entry::Link { path, target } => namespace.symlink(target, &inside(path)),
                 Entry::File { path, contents } => namespace.file(contents.as_bytes(), &inside(path))?,
-                Entry::Store(paths) => namespace.entries(paths, &inside(Path::new(STORE))),
+                Entry::Store(paths) => namespace.entries(paths, &inside(Path::new(STORE)))?,
             }
         }
         Ok(())

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 /// A run of a session.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
+    /// What its session is called.
     pub(super) session: String,
+    /// What the agent calls that.
+    pub(super) inside: String,
     pub(super) number: u64,
     /// How long it may take to end when it was interrupted.
     pub(super) grace: Duration,
