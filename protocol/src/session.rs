@@ -192,6 +192,9 @@ pub struct Ran {
     /// The files it left in `$FIRN_ARTIFACTS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Artifacts>,
+    /// Limits that were hit while it ran: see [`crate::Exited::exceeded`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceeded: Vec<crate::Exceeded>,
 }
 
 /// How a run ended.

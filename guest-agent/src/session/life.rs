@@ -267,6 +267,7 @@ impl Life<'_> {
         // What is in the pipes now is none of its.
         let background = std::mem::take(&mut self.background) + drop_waiting(&mut interpreter.outputs);
         let since = Instant::now();
+        let before = self.agent.tally();
         let nul = run.state.borrow().code.iter().position(|byte| *byte == 0);
         let session_left = {
             let mut state = self.session.state.borrow_mut();
@@ -333,6 +334,7 @@ impl Life<'_> {
             truncated: budget.reached(),
             background_bytes: background,
             artifacts,
+            exceeded: self.agent.tally().exceeded_since(before),
         }))
     }
 }
@@ -357,6 +359,7 @@ fn without_nul(run: &Run, at: usize, session_left: u64, background: u64) -> Ran 
         truncated: budget.reached(),
         background_bytes: background,
         artifacts: None,
+        exceeded: Vec::new(),
     }
 }
 

@@ -273,6 +273,7 @@ impl Finished {
     }
 
     fn ran(&mut self, ran: Ran) {
+        self.exceeded.extend(&ran.exceeded);
         self.end = match ran.outcome {
             RunOutcome::TimedOut => End::TimedOut,
             RunOutcome::Interrupted => End::Interrupted,

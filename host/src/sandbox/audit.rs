@@ -221,7 +221,7 @@ mod tests {
         audit.note(one, None, "adopted", None, Details::default());
         let (past, _) = audit.since(Some(one), 0);
         assert_eq!(past[0].details["name"], "x");
-        assert_eq!(past[1].event, "stopped");
+        assert_eq!(past[2].event, "stopped");
         assert!(past.is_sorted_by(|a, b| a.sequence < b.sequence));
     }
 }

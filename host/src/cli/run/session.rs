@@ -495,6 +495,7 @@ fn conclude(
             outcome.truncated = ran.truncated.is_some();
             outcome.exit_code = ran.exit_code;
             outcome.exceeded = exceeded;
+            outcome.exceeded.extend(&ran.exceeded);
             tell_run(&ran, timeout, output);
             let code = u8::try_from(ran.exit_code).unwrap_or(u8::MAX);
             outcome.run = Some(RunReport::from(*ran));
