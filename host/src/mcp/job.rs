@@ -37,8 +37,8 @@ impl Job {
         let timeout_ms = self.grant.timeout.map(|time| milliseconds(time).max(1));
         // A wrapper runs what it reads; all else that runs code is an interpreter.
         let by_stdin = match &self.grant.environment.programs {
-            Programs::Wrapper(_) | Programs::Folder(_) => self.session.is_none(),
-            Programs::Host | Programs::Unbuilt => false,
+            Programs::Wrapper(_) => self.session.is_none(),
+            Programs::Host | Programs::Folder(_) | Programs::Unbuilt => false,
         };
         if by_stdin {
             let command = ExecRequest {
